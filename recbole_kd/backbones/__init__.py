@@ -1,0 +1,1 @@
+"""Models of ours: one class ``Foo`` a file ``foo.py``. RecBole's own need no file here."""

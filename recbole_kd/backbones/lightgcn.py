@@ -1,0 +1,59 @@
+"""RecBole's LightGCN with the same weights and scores, and two costs removed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from recbole.model.general_recommender.lightgcn import LightGCN as RecBoleLightGCN
+from torch import Tensor
+
+
+class LightGCN(RecBoleLightGCN):
+    """LightGCN (He et al., SIGIR 2020), as in RecBole.
+
+    The normalised adjacency is built from coordinates instead of a dictionary of tuples, and
+    inside :meth:`shared_propagation` one propagation serves the model's loss and every score.
+    Parameters, their names and all results are RecBole's: a checkpoint of one opens in the other.
+    """
+
+    same_scores = True
+
+    def __init__(self, config, dataset):
+        self._sharing = False
+        self._propagated: tuple[Tensor, Tensor] | None = None
+        super().__init__(config, dataset)
+
+    def get_norm_adj_mat(self) -> Tensor:
+        """The symmetrically normalised adjacency, sparse ``[users + items, users + items]``."""
+        matrix = self.interaction_matrix
+        edges = np.unique(matrix.row.astype(np.int64) * self.n_items + matrix.col)
+        users = torch.from_numpy(edges // self.n_items)
+        items = torch.from_numpy(edges % self.n_items) + self.n_users
+        nodes = self.n_users + self.n_items
+        rows, columns = torch.cat([users, items]), torch.cat([items, users])
+        # RecBole's epsilon keeps isolated nodes finite.
+        scale = (torch.bincount(rows, minlength=nodes).double() + 1e-7).pow(-0.5)
+        values = (scale[rows] * scale[columns]).float()
+        return torch.sparse_coo_tensor(
+            torch.stack([rows, columns]), values, (nodes, nodes), check_invariants=False
+        ).coalesce()
+
+    @contextlib.contextmanager
+    def shared_propagation(self) -> Iterator[None]:
+        """Inside this block, in which no parameter may change, :meth:`forward` runs once."""
+        self._sharing, self._propagated = True, None
+        try:
+            yield
+        finally:
+            self._sharing, self._propagated = False, None
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Propagated user and item vectors, ``[n_users, d]`` and ``[n_items, d]``."""
+        if not self._sharing:
+            return super().forward()
+        if self._propagated is None:
+            self._propagated = super().forward()
+        return self._propagated

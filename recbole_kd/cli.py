@@ -1,0 +1,135 @@
+"""The command line: ``recbole-kd train | convert | export | doctor``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from recbole_kd.errors import KDError, did_you_mean
+
+USAGE = """\
+recbole-kd: knowledge distillation for RecBole models
+
+  recbole-kd train --model=RCEKD --student=BPR --teacher=BPR --dataset=ml-100k [--key=value ...]
+      -m, -d              short for --model, --dataset
+      --model             distillation method, or Scratch to train the student alone
+      --student.KEY=VALUE, --teacher.KEY=VALUE
+                          an option of one model only; --teacher.checkpoint=PATH loads a teacher
+      --config_files="a.yaml b.yaml"
+                          files of options; command line > dictionary > files > shipped defaults
+      --resume=auto       go on with a run that was stopped
+  recbole-kd convert <format> <raw> <out> [--option=value ...]
+      formats: citeulike, rcekd, lightgcn, sequences
+  recbole-kd export <run folder or best.pt> <student.pth>
+      write a student in RecBole's own form
+  recbole-kd doctor
+      versions, what was adapted, and the command for anything missing
+"""
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text.rstrip("\n") + "\n")
+
+
+def _long_options(arguments: Sequence[str]) -> list[str]:
+    """``-m X`` and ``--key X`` of the four names, in the ``--key=value`` form of all others."""
+    short = {"-m": "--model", "-d": "--dataset"}
+    spaced = {"--model", "--dataset", "--student", "--teacher", "--config_files"}
+    result: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        head, equals, value = word.partition("=")
+        head = short.get(head, head)
+        if not equals and head in spaced:
+            if not rest:
+                raise KDError(f"command line: {head} needs a value")
+            equals, value = "=", rest.pop(0)
+        result.append(head + equals + value)
+    return result
+
+
+def train(arguments: Sequence[str]) -> int:
+    """``recbole-kd train``: one call of :func:`recbole_kd.quick_start.run_recbole_kd`."""
+    from recbole_kd.config import parse_arguments
+    from recbole_kd.quick_start import run_recbole_kd
+
+    options = parse_arguments(_long_options(arguments))
+    files = str(options.pop("config_files", "") or "").split()
+    run_recbole_kd(config_file_list=files, command_line=options)
+    return 0
+
+
+def convert(arguments: Sequence[str]) -> int:
+    """``recbole-kd convert``: raw files to RecBole's atomic files."""
+    from recbole_kd.config import parse_arguments
+    from recbole_kd.convert import FORMATS
+    from recbole_kd.convert import convert as run
+
+    plain = [a for a in arguments if not a.startswith("--")]
+    if len(plain) != 3:
+        formats = "\n".join(f"  {name}: {text}" for name, (_, text) in FORMATS.items())
+        raise KDError(
+            f"convert: found {len(plain)} of the arguments <format> <raw> <out>; formats are\n{formats}"
+        )
+    options = parse_arguments([a for a in arguments if a.startswith("--")])
+    _say(run(*plain, **options).summary())
+    return 0
+
+
+def export(arguments: Sequence[str]) -> int:
+    """``recbole-kd export``: a checkpoint of ours to RecBole's own ``.pth``."""
+    from recbole_kd.deploy import export_recbole
+
+    if len(arguments) != 2:
+        raise KDError(f"export: found {len(arguments)} of the arguments <checkpoint> <student.pth>")
+    _say(f"written {export_recbole(*arguments)}")
+    return 0
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """``recbole-kd doctor``: versions, adaptations and remedies."""
+    from recbole_kd.doctor import report
+
+    text, problems = report()
+    _say(text)
+    return 1 if problems else 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "convert": convert,
+    "export": export,
+    "doctor": doctor,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Words after the program's name; by default those of the process.
+
+    Returns:
+        Exit code: 0, or 2 after one line that says what is wrong.
+    """
+    words: list[Any] = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or {"-h", "--help"} & set(words):
+        _say(USAGE)
+        return 0
+    try:
+        command = COMMANDS.get(words[0])
+        if command is None:
+            raise KDError(
+                f"'{words[0]}' is no command.{did_you_mean(words[0], COMMANDS)} "
+                f"Known: {', '.join(COMMANDS)}"
+            )
+        return command(words[1:])
+    except KDError as error:
+        sys.stderr.write(f"recbole-kd: {error}\n")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

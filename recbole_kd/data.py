@@ -1,0 +1,253 @@
+"""Data of a run: one split, built by RecBole, shared by every model of the run."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataset import Dataset
+from recbole.data.utils import create_samplers, get_dataloader
+from recbole.utils import ModelType, init_seed
+
+from recbole_kd.config import KDConfig
+from recbole_kd.errors import KDError, did_you_mean
+from recbole_kd.history import UserHistory
+
+
+@dataclass
+class Tokens:
+    """Tokens of users and items by internal id; id 0 is RecBole's padding.
+
+    Attributes:
+        users: Token of each user id.
+        items: Token of each item id.
+    """
+
+    users: list[str]
+    items: list[str]
+
+
+@dataclass
+class Split:
+    """A data set and its three parts, with what is derived from them.
+
+    Attributes:
+        dataset: The whole RecBole data set.
+        parts: Train, validation and test parts.
+        tokens: Tokens by internal id.
+        history: Train interactions by user; nothing else enters it.
+        fingerprints: Digest of each part's interactions, by token.
+    """
+
+    dataset: Dataset
+    parts: tuple[Dataset, Dataset, Dataset]
+    tokens: Tokens
+    history: UserHistory
+    fingerprints: dict[str, str]
+
+    @property
+    def train(self) -> Dataset:
+        """The train part."""
+        return self.parts[0]
+
+    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """User and item ids of all validation and test interactions, ``[N]`` each, int64."""
+        uid, iid = self.dataset.uid_field, self.dataset.iid_field
+        users = torch.cat([p.inter_feat[uid] for p in self.parts[1:]])
+        items = torch.cat([p.inter_feat[iid] for p in self.parts[1:]])
+        return users.numpy(), items.numpy()
+
+
+def token_hashes(tokens: list[str]) -> np.ndarray:
+    """A 64-bit hash of each token, ``[n]``, uint64."""
+    digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in tokens)
+    return np.frombuffer(digests, dtype=np.uint64)
+
+
+def fingerprint(users: np.ndarray, items: np.ndarray, tokens: Tokens) -> str:
+    """Digest of a set of interactions that does not depend on internal ids or on their order.
+
+    Args:
+        users: User ids, ``[N]``.
+        items: Item ids, ``[N]``.
+        tokens: Tokens of the ids.
+    """
+    with np.errstate(over="ignore"):
+        pairs = token_hashes(tokens.users)[users] * np.uint64(0x9E3779B97F4A7C15)
+        pairs ^= pairs >> np.uint64(29)
+        pairs += token_hashes(tokens.items)[items]
+    return hashlib.blake2b(np.sort(pairs).tobytes(), digest_size=16).hexdigest()
+
+
+def load_split(config: KDConfig) -> Split:
+    """Load the data set and split it, as RecBole does, under the split's own seed.
+
+    Args:
+        config: Configuration of any role; data, filter and split options are shared.
+
+    Raises:
+        KDError: Files or columns are missing, or a user has no train interaction.
+    """
+    check_files(config)
+    init_seed(config["split_seed"], config["reproducibility"])
+    dataset = _dataset_class(config)(config)
+    parts = tuple(dataset.build())
+    if len(parts) != 3:
+        raise KDError(
+            f"--benchmark_filename={config['benchmark_filename']}: found {len(parts)} parts, "
+            "allowed are three: train, valid and test"
+        )
+    uid, iid = dataset.uid_field, dataset.iid_field
+    tokens = Tokens(*(list(map(str, dataset.field2id_token[f])) for f in (uid, iid)))
+    history = UserHistory.from_dataset(parts[0])
+    _check_users(config, parts, history, tokens)
+    prints = {}
+    for name, part in zip(("train", "valid", "test"), parts, strict=True):
+        pairs = history.pairs() if name == "train" else (part.inter_feat[uid], part.inter_feat[iid])
+        prints[name] = fingerprint(pairs[0].numpy(), pairs[1].numpy(), tokens)
+    return Split(dataset, parts, tokens, history, prints)
+
+
+def _dataset_class(config: KDConfig) -> type[Dataset]:
+    """RecBole's choice of data set class, without its unpickling of cached files."""
+    import recbole.data.dataset as module
+
+    own = getattr(module, f"{config['model']}Dataset", None)
+    if own is not None:
+        return own
+    by_type = {
+        ModelType.SEQUENTIAL: "SequentialDataset",
+        ModelType.KNOWLEDGE: "KnowledgeBasedDataset",
+    }
+    return getattr(module, by_type.get(config["MODEL_TYPE"], "Dataset"))
+
+
+def check_files(config: KDConfig) -> None:
+    """Look for the data set's files and columns before anything is loaded.
+
+    Raises:
+        KDError: Names the folder or file, what was found and what is needed.
+    """
+    folder, name = Path(config["data_path"]), config["dataset"]
+    parts = config["benchmark_filename"]
+    if not folder.is_dir():
+        near = [p.name for p in folder.parent.glob("*") if p.is_dir()] + ["ml-100k"]
+        raise KDError(
+            f"--dataset={name}: there is no folder {folder}.{did_you_mean(name, near)} "
+            f"Put RecBole atomic files there (recbole-kd convert), or set --data_path; "
+            f"found: {', '.join(sorted(set(near)))}"
+        )
+    if parts is not None and (not isinstance(parts, list) or len(parts) != 3):
+        raise KDError(f"--benchmark_filename={parts}: allowed is a list of three file parts")
+    files = (
+        [folder / f"{name}.{part}.inter" for part in parts] if parts else [folder / f"{name}.inter"]
+    )
+    for path in files:
+        if not path.is_file():
+            found = ", ".join(sorted(p.name for p in folder.iterdir())) or "no file"
+            hint = ""
+            if not parts and (folder / f"{name}.train.inter").is_file():
+                hint = " (for a ready-made split set --benchmark_filename=[train,valid,test])"
+            raise KDError(f"data set {name}: {path} is missing{hint}; the folder holds {found}")
+        _check_columns(config, path)
+
+
+def _check_columns(config: KDConfig, path: Path) -> None:
+    with path.open(encoding=config["encoding"] or "utf-8") as file:
+        header = file.readline().rstrip("\n")
+    separator = config["field_separator"]
+    columns = [field.rpartition(":")[0] or field for field in header.split(separator)]
+    needed = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
+    ordered = config["eval_args"]["order"] == "TO" and config["benchmark_filename"] is None
+    if ordered or config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+        needed.append(config["TIME_FIELD"])
+    missing = [field for field in needed if field not in columns]
+    if missing or ":" not in header:
+        raise KDError(
+            f"{path} line 1: found columns {', '.join(columns)}; needed are "
+            f"{', '.join(needed)} as 'name:type' separated by {separator!r}"
+        )
+    loaded = (config["load_col"] or {}).get("inter", columns)
+    unloaded = [field for field in needed if field not in loaded]
+    if unloaded:
+        raise KDError(
+            f"--load_col={config['load_col']}: {', '.join(unloaded)} is needed from {path.name}"
+        )
+
+
+def _check_users(
+    config: KDConfig, parts: tuple[Dataset, ...], history: UserHistory, tokens: Tokens
+) -> None:
+    if not len(history.items):
+        raise KDError(f"data set {config['dataset']}: the train split is empty after filtering")
+    for part, name in zip(parts[1:], ("validation", "test"), strict=True):
+        if not len(part):
+            raise KDError(
+                f"data set {config['dataset']}: the {name} split is empty; "
+                f"found eval_args.split={config['eval_args']['split']}"
+            )
+    if config["empty_users"] == "keep":
+        return
+    evaluated = torch.cat([p.inter_feat[p.uid_field] for p in parts[1:]]).unique()
+    empty = evaluated[history.counts[evaluated] == 0]
+    if len(empty):
+        raise KDError(
+            f"data set {config['dataset']}: {len(empty)} evaluated users have no train interaction "
+            f"(first: '{tokens.users[int(empty[0])]}'); raise user_inter_num_interval, "
+            "or set --empty_users=keep to evaluate them all the same"
+        )
+
+
+class UserBatchEvalLoader(FullSortEvalDataLoader):
+    """RecBole's full-sort loader with its batch size counted in users.
+
+    RecBole's ``eval_batch_size`` counts scores, so that its default evaluates one user at a time
+    on any catalogue of more than 4,096 items.
+    """
+
+    def _init_batch_size_and_step(self) -> None:
+        users = self.config["eval_user_batch_size"]
+        # Scores, their masked copy, positives and the ranking: about 16 bytes an item.
+        fitting = self.config["memory_budget_gb"] * 2**30 // (16 * self._dataset.item_num)
+        self.step = int(max(1, min(users, fitting)))
+        self.set_batch_size(self.step)
+
+
+def item_sets(history: UserHistory) -> np.ndarray:
+    """Each user's train items as a set, ``[n_users]``, in the form RecBole's loaders read."""
+    items, ends = history.items.tolist(), history.offsets.tolist()
+    sets = np.empty(history.n_users, dtype=object)
+    sets[:] = [set(items[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    return sets
+
+
+def make_loaders(config: KDConfig, split: Split) -> tuple[Any, Any, Any]:
+    """RecBole's train, validation and test loaders on a shared split.
+
+    Args:
+        config: The model's configuration (batch sizes, negative sampling, seed).
+        split: The split.
+    """
+    train_only = config.choice("eval_history", ("all", "train")) == "train"
+    config.positive_int("eval_user_batch_size")
+    samplers = create_samplers(config, split.dataset, list(split.parts))
+    loaders = []
+    for phase, part, sampler in zip(("train", "valid", "test"), split.parts, samplers, strict=True):
+        cls = get_dataloader(config, phase)
+        if phase == "train":
+            # A loader marks fields of the set it is given; each model gets its own view of it.
+            loaders.append(cls(config, copy.copy(part), sampler, shuffle=config["shuffle"]))
+            continue
+        if cls is FullSortEvalDataLoader:
+            cls = UserBatchEvalLoader
+            if phase == "test" and train_only and not config["repeatable"]:
+                sampler = copy.copy(sampler)
+                sampler.used_ids = item_sets(split.history)
+        loaders.append(cls(config, copy.copy(part), sampler, shuffle=False))
+    return tuple(loaders)  # type: ignore[return-value]

@@ -1,0 +1,322 @@
+"""Trained models out of checkpoints: to serve, to teach, or to hand to plain RecBole."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+import yaml
+from recbole.utils import ModelType, init_seed
+from torch import Tensor, nn
+
+from recbole_kd import checkpoint
+from recbole_kd.config import KDConfig
+from recbole_kd.data import Split, Tokens, _dataset_class
+from recbole_kd.errors import KDError
+from recbole_kd.history import UserHistory
+from recbole_kd.registry import backbone_class
+from recbole_kd.scoring import Scorer, scorer_for
+
+
+class PlainConfig(dict):
+    """Resolved options as a model reads them: a missing key is ``None``, as in RecBole."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+    @property
+    def final_config_dict(self) -> dict[str, Any]:
+        """The options, under RecBole's name for them."""
+        return self
+
+
+class SavedDataset:
+    """What model constructors ask a RecBole data set for, answered from a checkpoint.
+
+    Args:
+        config: Resolved options.
+        tokens: Tokens by internal id.
+        history: Train interactions.
+    """
+
+    def __init__(self, config: Mapping[str, Any], tokens: Tokens, history: UserHistory):
+        self.uid_field, self.iid_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
+        self.config = config
+        self.history = history
+        self.field2id_token = {
+            self.uid_field: np.array(tokens.users),
+            self.iid_field: np.array(tokens.items),
+        }
+        self.user_num, self.item_num = len(tokens.users), len(tokens.items)
+        self.item_feat = self.user_feat = None
+
+    def num(self, field: str) -> int:
+        """Number of tokens of the user or item field, padding included."""
+        return len(self.field2id_token[field])
+
+    def inter_matrix(self, form: str = "coo", value_field: str | None = None) -> Any:
+        """Train interactions as a sparse ``[users, items]`` matrix of ones."""
+        users, items = (t.numpy() for t in self.history.pairs())
+        ones = np.ones(len(users), dtype=np.float32)
+        matrix = sp.coo_matrix((ones, (users, items)), (self.user_num, self.item_num))
+        return matrix if form == "coo" else matrix.tocsr()
+
+    def history_item_matrix(
+        self, value_field: str | None = None, max_history_len: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Items ``[users, longest]``, ones where filled, and lengths, as RecBole gives them."""
+        counts = self.history.counts
+        longest = int(min(counts.max(), max_history_len or counts.max()))
+        items, _ = self.history.padded(torch.arange(self.user_num), longest)
+        return items, (items > 0).float(), counts.clamp_max(longest)
+
+    def __getattr__(self, name: str) -> Any:
+        raise KDError(
+            f"this model asks its data set for '{name}', which a checkpoint does not hold; "
+            "open it with load_model(path, dataset=...)"
+        )
+
+
+def describe(config: KDConfig, split: Split, **more: Any) -> dict[str, Any]:
+    """The plain data that make a checkpoint usable without the data set.
+
+    Args:
+        config: The model's configuration.
+        split: The split it is trained on.
+        **more: Further plain entries.
+    """
+    import recbole_kd
+
+    return {
+        "model": config.import_path,
+        "config": config.resolved(),
+        "tokens": {"users": split.tokens.users, "items": split.tokens.items},
+        "history": {"offsets": split.history.offsets, "items": split.history.items},
+        "split": split.fingerprints,
+        "versions": {"recbole_kd": recbole_kd.__version__, "torch": str(torch.__version__)},
+        **more,
+    }
+
+
+@dataclass
+class LoadedModel:
+    """A trained model, ready to score.
+
+    Attributes:
+        model: The plain RecBole model, in eval mode.
+        scorer: Its scorer.
+        tokens: Tokens by internal id.
+        history: Train interactions.
+        config: Resolved options.
+        split: Fingerprints of the split it was trained on; empty if unknown.
+    """
+
+    model: nn.Module
+    scorer: Scorer
+    tokens: Tokens
+    history: UserHistory
+    config: PlainConfig
+    split: dict[str, str]
+
+    @torch.no_grad()
+    def recommend(
+        self, users: Sequence[str], k: int = 10, filter_history: bool = True
+    ) -> list[list[str]]:
+        """The best items of some users.
+
+        Args:
+            users: User tokens.
+            k: Items a user.
+            filter_history: Whether train items are left out.
+
+        Returns:
+            Item tokens, best first, one list a user.
+
+        Raises:
+            KDError: A user is unknown; the message names the first few.
+        """
+        known = {token: i for i, token in enumerate(self.tokens.users) if i}
+        unknown = [u for u in users if u not in known]
+        if unknown:
+            raise KDError(f"{len(unknown)} unknown users: {', '.join(map(str, unknown[:5]))}")
+        if not 0 < k < len(self.tokens.items):
+            raise KDError(f"k={k}: allowed are 1 to {len(self.tokens.items) - 1} items")
+        lists: list[list[str]] = []
+        ids = torch.tensor([known[u] for u in users], dtype=torch.int64)
+        with self.scorer.step():
+            for chunk in ids.split(1024):
+                scores = self.scorer.score_all(self.scorer.encode(chunk.to(self.scorer.device)))
+                scores[:, 0] = -torch.inf
+                if filter_history:
+                    self.history.mask_(scores, chunk)
+                best = scores.topk(k, dim=1)
+                for row, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+                    lists.append(
+                        [
+                            self.tokens.items[i]
+                            for i, v in zip(row, values, strict=True)
+                            if v > -1e30
+                        ]
+                    )
+        return lists
+
+
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", dataset: Any = None
+) -> LoadedModel:
+    """Open a checkpoint of ours, or RecBole's own ``.pth``.
+
+    Nothing in the file is executed. Ours needs no data set; RecBole's records neither tokens nor
+    split, so its data set is loaded again from the folder it names.
+
+    Args:
+        path: The file, or a run's folder.
+        device: Where the model goes.
+        dataset: A RecBole train split, for models that need more of it than a checkpoint holds.
+
+    Raises:
+        KDError: The file cannot be read, or its data set is gone.
+    """
+    path = Path(path)
+    content = checkpoint.load(path / "best.pt" if path.is_dir() else path)
+    device = torch.device(device)
+    if checkpoint.is_ours(content):
+        return _load_ours(content, path, device, dataset)
+    return _load_recbole(content, path, device)
+
+
+def _load_ours(
+    content: dict[str, Any], path: Path, device: torch.device, dataset: Any
+) -> LoadedModel:
+    missing = [k for k in ("model", "config", "tokens", "history") if k not in content]
+    if missing:
+        raise KDError(f"checkpoint {path}: it holds no {', '.join(missing)}; is it a last.pt?")
+    config = PlainConfig(content["config"], device=device)
+    tokens = Tokens(**content["tokens"])
+    history = UserHistory(**content["history"], n_items=len(tokens.items))
+    data = dataset or SavedDataset(config, tokens, history)
+    model = _build(content["model"], config, data, content["state_dict"], path)
+    scorer = scorer_for(model, history)
+    return LoadedModel(model, scorer, tokens, history, config, content.get("split", {}))
+
+
+def _build(
+    name: str, config: PlainConfig, data: Any, state: dict[str, Tensor], path: Path
+) -> nn.Module:
+    model = backbone_class(name, f"checkpoint {path}, model")(config, data)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise KDError(f"checkpoint {path}: its weights do not fit {name} ({reason})") from error
+    return model.to(config["device"]).eval()
+
+
+def _load_recbole(content: dict[str, Any], path: Path, device: torch.device) -> LoadedModel:
+    """Rebuild the data set as RecBole's own ``load_data_and_model`` does, to get the tokens."""
+    options = getattr(content.get("config"), "final_config_dict", None)
+    if not isinstance(options, dict):
+        raise KDError(f"checkpoint {path}: neither ours nor RecBole's, it holds no configuration")
+    config = PlainConfig(options, device=device, single_spec=True)
+    folder = Path(config["data_path"])
+    if config["dataset"] == "ml-100k" and not folder.is_dir():
+        import recbole
+
+        folder = Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
+        config["data_path"] = str(folder)
+    if not folder.is_dir():
+        raise KDError(
+            f"checkpoint {path}: RecBole's checkpoints record no tokens, and the data set's folder "
+            f"{folder} is gone; run from where it lies, or train the teacher here"
+        )
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = _dataset_class(config)(config)  # type: ignore[arg-type]
+    train = dataset.build()[0]
+    fields = (dataset.uid_field, dataset.iid_field)
+    tokens = Tokens(*(list(map(str, dataset.field2id_token[f])) for f in fields))
+    history = UserHistory.from_dataset(train)
+    model = _build(config["model"], config, train, content["state_dict"], path)
+    logging.getLogger(__name__).info("Read RecBole's checkpoint %s; rebuilt its split", path)
+    return LoadedModel(model, scorer_for(model, history), tokens, history, config, {})
+
+
+def export_recbole(path: str | Path, target: str | Path) -> Path:
+    """Write a checkpoint of ours in RecBole's own form.
+
+    RecBole's ``load_data_and_model`` opens the result without this package. RecBole has one seed
+    for split and training; it is set to the split's, so that the same split is rebuilt.
+
+    Args:
+        path: A checkpoint of ours, or a run's folder.
+        target: The ``.pth`` to write.
+
+    Raises:
+        KDError: The model is not one of RecBole's, or a file cannot be read or written.
+    """
+    from recbole.config import Config
+    from recbole.utils import get_model
+
+    path = Path(path)
+    path = path / "best.pt" if path.is_dir() else path
+    content = checkpoint.load(path)
+    if not checkpoint.is_ours(content):
+        raise KDError(f"checkpoint {path}: it is in RecBole's form already")
+    name = content["model"]
+    try:
+        model_class = get_model(name)
+    except (ValueError, AttributeError) as error:
+        raise KDError(f"checkpoint {path}: model {name} is not one of RecBole's") from error
+    config = Config.__new__(Config)
+    config._init_parameters_category()
+    options = _recbole_options(content["config"], model_class)
+    config.final_config_dict = options
+    for part in ("file", "variable", "cmd", "external", "internal"):
+        setattr(config, f"{part}_config_dict", {})
+    config.model, config.model_class, config.dataset = name, model_class, options["dataset"]
+    config.yaml_loader = yaml.FullLoader
+    state = {
+        "config": config,
+        "epoch": content["epoch"],
+        "cur_step": 0,
+        "best_valid_score": content["best_valid_score"],
+        "state_dict": content["state_dict"],
+        "other_parameter": None,
+        "optimizer": {},
+    }
+    target = Path(target)
+    checkpoint.write_bytes_atomically(
+        target, lambda file: torch.save(state, file, pickle_protocol=4)
+    )
+    return target
+
+
+def _recbole_options(resolved: dict[str, Any], model_class: Any) -> dict[str, Any]:
+    options = dict(resolved)
+    for key in ("method", "import_path", "split_seed"):
+        options.pop(key, None)
+    enums = {
+        "MODEL_TYPE": model_class.type,
+        "MODEL_INPUT_TYPE": getattr(model_class, "input_type", None),
+    }
+    from recbole.utils import EvaluatorType, InputType
+
+    if enums["MODEL_INPUT_TYPE"] is None and resolved.get("MODEL_INPUT_TYPE"):
+        enums["MODEL_INPUT_TYPE"] = InputType[resolved["MODEL_INPUT_TYPE"]]
+    return {
+        **options,
+        **enums,
+        "eval_type": EvaluatorType[resolved["eval_type"]],
+        "seed": resolved["split_seed"],
+        "device": torch.device("cpu"),
+    }
+
+
+def is_sequential(model: nn.Module) -> bool:
+    """Whether a RecBole model reads item sequences."""
+    return getattr(model, "type", None) == ModelType.SEQUENTIAL

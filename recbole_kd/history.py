@@ -1,0 +1,128 @@
+"""Each user's train interactions, in order: shared by scoring, masks and sequence models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class UserHistory:
+    """Train interactions by user, compressed.
+
+    Attributes:
+        offsets: ``[n_users + 1]``, int64; user ``u`` owns ``items[offsets[u]:offsets[u + 1]]``.
+        items: Item ids, ``[n_interactions]``, int32, oldest first.
+        n_items: Number of items, padding included.
+    """
+
+    offsets: Tensor
+    items: Tensor
+    n_items: int
+
+    @classmethod
+    def from_pairs(
+        cls, users: Tensor, items: Tensor, n_users: int, n_items: int, time: Tensor | None = None
+    ) -> UserHistory:
+        """Group interactions by user, in time order, or in the order given.
+
+        Args:
+            users: User ids, ``[N]``.
+            items: Item ids, ``[N]``.
+            n_users: Number of users, padding included.
+            n_items: Number of items, padding included.
+            time: Times, ``[N]``; the sort is stable.
+        """
+        order = torch.arange(len(users)) if time is None else time.argsort(stable=True)
+        order = order[users[order].argsort(stable=True)]
+        offsets = torch.zeros(n_users + 1, dtype=torch.int64)
+        torch.cumsum(torch.bincount(users, minlength=n_users), 0, out=offsets[1:])
+        return cls(offsets, items[order].to(torch.int32), n_items)
+
+    @classmethod
+    def from_dataset(cls, train: Any) -> UserHistory:
+        """Read a RecBole data set that holds the train split only.
+
+        A RecBole ``SequentialDataset`` is a row per prefix: the targets are the history but for
+        each user's first item, which is the only member of the row of length 1.
+
+        Args:
+            train: The first of the parts that ``dataset.build()`` returns.
+        """
+        feat = train.inter_feat
+        users, items = feat[train.uid_field], feat[train.iid_field]
+        time = feat[train.time_field] if train.time_field in feat.interaction else None
+        lengths = getattr(train, "item_list_length_field", None)
+        if lengths is not None and lengths in feat.interaction:
+            first = feat[lengths] == 1
+            lists = feat[train.iid_field + train.config["LIST_SUFFIX"]]
+            users = torch.cat([users[first], users])
+            items = torch.cat([lists[first, 0], items])
+            time = None  # rows are already in order, and the first items now come first
+        return cls.from_pairs(users, items, train.user_num, train.item_num, time)
+
+    @property
+    def n_users(self) -> int:
+        """Number of users, padding included."""
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> Tensor:
+        """Train interactions of each user, ``[n_users]``, int64."""
+        return self.offsets.diff()
+
+    def active_users(self) -> Tensor:
+        """Ids of the users with at least one train interaction, ascending, int64."""
+        return self.counts.nonzero().squeeze(1)
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """All interactions as user ids and item ids, ``[N]`` each, int64, user by user."""
+        users = torch.arange(self.n_users).repeat_interleave(self.counts)
+        return users, self.items.long()
+
+    def padded(self, users: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The latest ``length`` items of each user, padded with 0 on the right, as RecBole does.
+
+        Args:
+            users: User ids, ``[B]``.
+            length: Width of the result.
+
+        Returns:
+            Item ids ``[B, length]`` and lengths ``[B]`` (at least 1), int64.
+        """
+        users = users.to(self.offsets.device)
+        end = self.offsets[users + 1]
+        kept = self.counts[users].clamp_max(length)
+        columns = torch.arange(length, device=users.device)
+        inside = columns < kept.unsqueeze(1)
+        where = (end - kept).unsqueeze(1) + columns
+        where = where.clamp_max(max(len(self.items) - 1, 0))
+        items = self.items[where].long().masked_fill(~inside, 0)
+        return items, kept.clamp_min(1)
+
+    def mask_(self, scores: Tensor, users: Tensor) -> Tensor:
+        """Set the scores of train items to ``-inf``, in place.
+
+        Args:
+            scores: ``[B, n_items]``, owned by the caller.
+            users: User ids, ``[B]``.
+
+        Returns:
+            ``scores``.
+        """
+        users = users.to(self.offsets.device)
+        start, counts = self.offsets[users], self.counts[users]
+        rows = torch.arange(len(users)).repeat_interleave(counts)
+        within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(
+            counts
+        )
+        columns = self.items[start.repeat_interleave(counts) + within].long()
+        scores[rows.to(scores.device), columns.to(scores.device)] = -torch.inf
+        return scores
+
+    def to(self, device: Any) -> UserHistory:
+        """A copy on ``device``; masks and sequences are cheapest on the CPU."""
+        return UserHistory(self.offsets.to(device), self.items.to(device), self.n_items)

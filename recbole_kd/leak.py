@@ -1,0 +1,81 @@
+"""The leak guard: no validation or test interaction of the student may have trained the teacher."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_kd.data import Split
+from recbole_kd.errors import KDError
+from recbole_kd.history import UserHistory
+
+
+def leaked(split: Split, teacher: UserHistory, user_ids: Tensor, item_ids: Tensor) -> int:
+    """How many held-out interactions of the student's split are in the teacher's train split.
+
+    Args:
+        split: The student's split.
+        teacher: The teacher's train interactions, in the teacher's ids.
+        user_ids: Teacher id of every student user id, -1 where unknown.
+        item_ids: Teacher id of every student item id, -1 where unknown.
+    """
+    users, items = split.held_out()
+    width = teacher.n_items
+    seen_users, seen_items = (t.numpy() for t in teacher.pairs())
+    theirs = user_ids.numpy()[users], item_ids.numpy()[items]
+    known = (theirs[0] > 0) & (theirs[1] > 0)
+    held = theirs[0][known] * width + theirs[1][known]
+    return int(np.isin(held, np.unique(seen_users * width + seen_items)).sum())
+
+
+def guard(
+    split: Split,
+    teacher: UserHistory | None,
+    user_ids: Tensor,
+    item_ids: Tensor,
+    origin: str,
+    allow: bool,
+) -> int:
+    """Refuse a teacher that was trained on the student's validation or test interactions.
+
+    Args:
+        split: The student's split.
+        teacher: The teacher's train interactions, or ``None`` if the checkpoint does not say.
+        user_ids: Teacher id of every student user id.
+        item_ids: Teacher id of every student item id.
+        origin: Name of the teacher, for the message.
+        allow: Whether to go on with a loud warning.
+
+    Returns:
+        Leaked interactions.
+
+    Raises:
+        KDError: There are some, or it cannot be told, and ``allow`` is false.
+    """
+    total = len(split.held_out()[0])
+    if teacher is None:
+        count = -1
+        found = f"the teacher {origin} does not record what it was trained on"
+    else:
+        count = leaked(split, teacher, user_ids, item_ids)
+        found = (
+            f"the teacher {origin} was trained on {count} of the {total} validation and test "
+            f"interactions of the student ({count / max(1, total):.1%}): its split is another one"
+        )
+    if count == 0:
+        return 0
+    if not allow:
+        raise KDError(
+            f"{found}; train it on this run's split (leave --teacher.checkpoint out), give both the "
+            "same split_seed and eval_args, or set --allow_leak to go on with wrong numbers"
+        )
+    logging.getLogger(__name__).warning("LEAK ALLOWED: %s. The results are not comparable.", found)
+    return max(count, 0)
+
+
+def same_history(a: UserHistory, b: UserHistory) -> bool:
+    """Whether two histories hold the same interactions in the same ids and order."""
+    return torch.equal(a.offsets, b.offsets) and torch.equal(a.items, b.items)

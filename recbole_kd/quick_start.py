@@ -1,0 +1,340 @@
+"""One call from options to results: the wiring, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.trainer import Trainer  # noqa: F401  (fails early where RecBole is broken)
+from torch import nn
+
+from recbole_kd import checkpoint, deploy, leak, report, training
+from recbole_kd.config import KDConfig, Sources, check_keys
+from recbole_kd.data import Split, load_split, make_loaders
+from recbole_kd.errors import KDError
+from recbole_kd.history import UserHistory
+from recbole_kd.registry import method_class
+from recbole_kd.scoring import Scorer, scorer_for
+from recbole_kd.teacher import FrozenTeacher, join_tokens, report_overlap
+from recbole_kd.trainer import RunTrainer
+
+DISTRIBUTED = ("nproc", "world_size", "ip", "port", "group_offset", "local_rank")
+
+
+def run_recbole_kd(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str | Path] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    saved: bool = True,
+    student: str | None = None,
+    teacher: str | None = None,
+    command_line: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train a teacher, a scratch student and a distilled student, and compare them.
+
+    The first five arguments are those of RecBole's ``run_recbole``; the precedence of options is
+    in :mod:`recbole_kd.config`.
+
+    Args:
+        model: Distillation method, or ``Scratch`` to train the student alone.
+        dataset: Name of the data set.
+        config_file_list: YAML files of options.
+        config_dict: Options.
+        saved: Whether to write and reuse files.
+        student: Model of the student.
+        teacher: Model of the teacher.
+        command_line: Parsed options of the command line; they win over the dictionary.
+
+    Returns:
+        RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and
+        ``test_result`` of the student; ``teacher_test_result`` and ``scratch_test_result`` (``None``
+        where not trained), ``checkpoints``, ``sizes`` and ``table``.
+
+    Raises:
+        KDError: Bad input; one line that names the option or file.
+    """
+    sources = Sources.collect(
+        model, dataset, student, teacher, config_file_list or (), config_dict, command_line
+    )
+    _refuse_distributed(sources)
+    run = Run(sources, saved)
+    if run.method is None:
+        return run.alone()
+    return run.distilled()
+
+
+def _refuse_distributed(sources: Sources) -> None:
+    for key in DISTRIBUTED:
+        value = sources.get(key)
+        for layer in sources.layers:
+            layer.values.pop(key, None)
+        if key in ("nproc", "world_size") and value not in (None, 1, -1, 0):
+            raise KDError(f"--{key}={value}: distributed training is not supported; allowed is 1")
+
+
+@dataclass
+class TeacherParts:
+    """A frozen teacher with what the report says of it."""
+
+    frozen: FrozenTeacher
+    scorer: Scorer
+    name: str
+    test_result: dict[str, float]
+    checkpoint: str | None
+    digest: str
+
+
+class Run:
+    """One run: its configuration, its split, its models.
+
+    Args:
+        sources: What the user said.
+        saved: Whether to write and reuse files.
+    """
+
+    def __init__(self, sources: Sources, saved: bool):
+        self.method = method_class(sources.method)
+        self.checkpoint_teacher = sources.get("checkpoint", "teacher")
+        if self.method is not None and sources.teacher is None and not self.checkpoint_teacher:
+            raise KDError(
+                "--teacher is missing: name a model to train, or give --teacher.checkpoint=PATH"
+            )
+        check_keys(sources)
+        self.sources, self.saved = sources, saved
+        self.config = KDConfig(sources, "student")
+        self.log = start_logging(self.config)
+        self._say_changes(self.config)
+        self.teacher_config: KDConfig | None = None
+        if self.method is not None and not self.checkpoint_teacher:
+            self.teacher_config = KDConfig(sources, "teacher")
+        self.config.choice("save_format", ("safe", "recbole"))
+        self.config.choice("empty_users", ("refuse", "keep"))
+        self.split = load_split(self.config)
+        if self.method is not None:
+            self.method.check(self.config, self.split.history)
+        self.log.info(
+            "%s: %d users, %d items, %s train/valid/test interactions",
+            self.config["dataset"],
+            len(self.split.tokens.users) - 1,
+            len(self.split.tokens.items) - 1,
+            "/".join(f"{len(p)}" for p in self.split.parts),
+        )
+
+    # -- the two kinds of run ------------------------------------------------------------------
+
+    def alone(self) -> dict[str, Any]:
+        """Train the student without a teacher."""
+        folder = self._folder("")
+        trained = training.train(self.config, self.split, folder, resume=self.config["resume"])
+        return self._finish(trained, None, None)
+
+    def distilled(self) -> dict[str, Any]:
+        """Teacher, scratch student, distilled student."""
+        teacher = self._teacher()
+        scratch = None
+        if self.config["scratch"]:
+            scratch_config = KDConfig(self.sources, "scratch")
+            scratch = training.train_alone(scratch_config, self.split, self.saved)
+        more = {
+            "method": self.config.method,
+            "teacher": {"model": teacher.name, "digest": teacher.digest},
+        }
+        trained = training.train(
+            self.config,
+            self.split,
+            self._folder(teacher.digest, teacher.name),
+            wrap=lambda model, scorer: self._wrap(model, scorer, teacher.frozen),
+            resume=self.config["resume"],
+            more=more,
+        )
+        return self._finish(trained, teacher, scratch)
+
+    def _wrap(self, model: nn.Module, scorer: Scorer, teacher: FrozenTeacher) -> nn.Module:
+        assert self.method is not None
+        return self.method(
+            self.config, self.split.train, model, scorer, teacher, self.split.history
+        )
+
+    # -- the teacher ---------------------------------------------------------------------------
+
+    def _teacher(self) -> TeacherParts:
+        if self.checkpoint_teacher:
+            return self._teacher_from_checkpoint(str(self.checkpoint_teacher))
+        assert self.teacher_config is not None
+        trained = training.train_alone(self.teacher_config, self.split, self.saved)
+        frozen = self._freeze(trained.scorer, _identity(self.split))
+        digest = training.fingerprint(self.teacher_config, self.split)
+        return TeacherParts(
+            frozen, trained.scorer, trained.name, trained.test_result, trained.checkpoint, digest
+        )
+
+    def _teacher_from_checkpoint(self, path: str) -> TeacherParts:
+        loaded = deploy.load_model(path, self.config["device"])
+        ids = (
+            join_tokens(self.split.tokens.users, loaded.tokens.users),
+            join_tokens(self.split.tokens.items, loaded.tokens.items),
+        )
+        report_overlap(*ids, self.config.number("min_token_overlap", low=0), path)
+        leak.guard(self.split, loaded.history, *ids, path, self.config["allow_leak"])
+        history = translate_history(self.split.history, *ids, loaded.history)
+        scorer = scorer_for(loaded.model, history)
+        frozen = self._freeze(scorer, ids)
+        name = str(loaded.config["model"])
+        result = self._evaluate_teacher(frozen)
+        file = Path(path) / "best.pt" if Path(path).is_dir() else Path(path)
+        digest = training.hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+        return TeacherParts(frozen, scorer, name, result, str(file), digest)
+
+    def _freeze(self, scorer: Scorer, ids: tuple[torch.Tensor, torch.Tensor]) -> FrozenTeacher:
+        return FrozenTeacher(scorer, *ids, self.split.history, self.config["memory_budget_gb"])
+
+    def _evaluate_teacher(self, frozen: FrozenTeacher) -> dict[str, float]:
+        """Test a teacher on the student's split, in the student's ids."""
+        loaders = make_loaders(self.config, self.split)
+        trainer = RunTrainer(self.config, _TeacherModel(frozen, self.config))
+        result = trainer.evaluate(loaders[2], load_best_model=False)
+        return {k: float(v) for k, v in result.items()}
+
+    # -- results -------------------------------------------------------------------------------
+
+    def _folder(self, digest: str, teacher: str | None = None) -> Path | None:
+        if not self.saved:
+            return None
+        names = [self.config.method.rpartition(":")[2], self.config["model"], teacher]
+        run = training.fingerprint(self.config, self.split, digest)
+        name = "-".join([n for n in names if n] + [run])
+        return Path(self.config["checkpoint_dir"]) / self.config["dataset"] / name
+
+    def _finish(
+        self,
+        trained: training.Trained,
+        teacher: TeacherParts | None,
+        scratch: training.Trained | None,
+    ) -> dict[str, Any]:
+        users = self.split.history.active_users()
+        rows = []
+        if teacher is not None:
+            rows.append(
+                report.make_row("teacher", teacher.name, teacher.scorer, teacher.test_result, users)
+            )
+        if scratch is not None:
+            rows.append(
+                report.make_row(
+                    "student, from scratch",
+                    scratch.name,
+                    scratch.scorer,
+                    scratch.test_result,
+                    users,
+                )
+            )
+        role = "student, from scratch" if teacher is None else f"student, {self.config.method}"
+        rows.append(report.make_row(role, trained.name, trained.scorer, trained.test_result, users))
+        table = report.table(rows, self.config["valid_metric"].lower())
+        self.log.info("Test results; %s\n%s", self._protocol(), table)
+        checkpoints = {
+            "student": trained.checkpoint,
+            "teacher": teacher.checkpoint if teacher else None,
+            "scratch": scratch.checkpoint if scratch else None,
+        }
+        if trained.folder and self.config["save_format"] == "recbole":
+            target = trained.folder / "student.pth"
+            checkpoints["recbole"] = str(deploy.export_recbole(trained.folder, target))
+        result = {
+            "best_valid_score": trained.best_valid_score,
+            "valid_score_bigger": self.config["valid_metric_bigger"],
+            "best_valid_result": trained.best_valid_result,
+            "test_result": trained.test_result,
+            "teacher_test_result": teacher.test_result if teacher else None,
+            "scratch_test_result": scratch.test_result if scratch else None,
+            "checkpoints": checkpoints,
+            "sizes": [asdict(row) for row in rows],
+            "best_epoch": trained.best_epoch,
+            "epochs": trained.epochs,
+            "seconds": trained.seconds,
+            "table": table,
+        }
+        if trained.folder:
+            summary = json.dumps({**result, "protocol": self._protocol()}, indent=1) + "\n"
+            checkpoint.write_text(trained.folder / "summary.json", summary)
+            self.log.info("Written to %s", trained.folder)
+        return result
+
+    def _protocol(self) -> str:
+        c = self.config
+        split = (
+            f"ready-made split {c['benchmark_filename']}"
+            if c["benchmark_filename"]
+            else f"split {c['eval_args']['split']} by {c['eval_args']['order']}, "
+            f"split_seed {c['split_seed']}"
+        )
+        return (
+            f"{split}, eval_history {c['eval_history']}, repeatable {c['repeatable']}, "
+            f"seed {c['seed']}"
+        )
+
+    def _say_changes(self, config: KDConfig) -> None:
+        lines = [
+            f"  {key}: {value}  (default {default}; {origin})"
+            for key, (default, value, origin) in sorted(config.changed().items())
+        ]
+        names = f"{config.method} student={self.sources.student} teacher={self.sources.teacher}"
+        self.log.info(
+            "%s on %s\nDifferent from the defaults:\n%s",
+            names,
+            config["dataset"],
+            "\n".join(lines) or "  nothing",
+        )
+
+
+class _TeacherModel(nn.Module):
+    """A frozen teacher with the face of a RecBole model, for the evaluator."""
+
+    def __init__(self, frozen: FrozenTeacher, config: Any):
+        super().__init__()
+        object.__setattr__(self, "frozen", frozen)
+        self.user_field = config["USER_ID_FIELD"]
+
+    def full_sort_predict(self, interaction: Any) -> torch.Tensor:
+        """Scores of all items, ``[B, n_items]``."""
+        return self.frozen.score_all(interaction[self.user_field])
+
+
+def _identity(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(len(split.tokens.users)), torch.arange(len(split.tokens.items))
+
+
+def translate_history(
+    history: UserHistory, user_ids: torch.Tensor, item_ids: torch.Tensor, teacher: UserHistory
+) -> UserHistory:
+    """The student's train history in the teacher's ids; what the teacher does not know is left out.
+
+    Args:
+        history: The student's history.
+        user_ids: Teacher id of every student user id, -1 where unknown.
+        item_ids: Teacher id of every student item id, -1 where unknown.
+        teacher: The teacher's own history, for its sizes.
+    """
+    users, items = history.pairs()
+    users, items = user_ids[users], item_ids[items]
+    known = (users > 0) & (items > 0)
+    return UserHistory.from_pairs(users[known], items[known], teacher.n_users, teacher.n_items)
+
+
+def start_logging(config: KDConfig) -> logging.Logger:
+    """Log to the console at the level of RecBole's ``state`` option; repeated calls add nothing."""
+    level = str(config["state"] or "INFO").upper()
+    if level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+        raise KDError(f"--state={level}: allowed are DEBUG, INFO, WARNING, ERROR, CRITICAL")
+    root = logging.getLogger()
+    root.setLevel(level)
+    if not root.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        root.addHandler(handler)
+    return logging.getLogger("recbole_kd")

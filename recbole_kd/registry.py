@@ -1,0 +1,141 @@
+"""Names to classes: distillation methods and RecBole models.
+
+A method is the class ``Foo`` in ``recbole_kd/methods/foo.py``; a model of ours is the class
+``Bar`` in ``recbole_kd/backbones/bar.py``, any other name is one of RecBole's. From outside,
+``package.module:Class`` or an entry point of the group ``recbole_kd.methods`` or
+``recbole_kd.models`` names a class. Names match exactly; an import that fails is never hidden.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import recbole
+from recbole.utils import get_model
+
+from recbole_kd.errors import KDError, did_you_mean
+
+SCRATCH = "Scratch"
+"""The value of ``--model`` that trains the student alone: there is no method class."""
+
+
+def _package_classes(package: str) -> dict[str, str]:
+    """Class name -> module of every module of ``package`` that holds a class named like it."""
+    found = {}
+    module = importlib.import_module(package)
+    for info in pkgutil.iter_modules(module.__path__):
+        if info.name in {"base"} or info.name.startswith("_"):
+            continue
+        member = importlib.import_module(f"{package}.{info.name}")
+        for name, value in vars(member).items():
+            own = isinstance(value, type) and value.__module__ == member.__name__
+            if own and name.lower() == info.name.replace("_", ""):
+                found[name] = member.__name__
+    return found
+
+
+def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return {e.name: e for e in importlib.metadata.entry_points(group=group)}
+
+
+def _recbole_names() -> list[str]:
+    folder = Path(recbole.__file__).parent / "properties" / "model"
+    return sorted(p.stem for p in folder.glob("*.yaml"))
+
+
+def method_names() -> list[str]:
+    """Every method that ``--model`` accepts by its short name, ``Scratch`` included."""
+    return sorted(
+        {
+            SCRATCH,
+            *_package_classes("recbole_kd.methods"),
+            *_entry_points("recbole_kd.methods"),
+        }
+    )
+
+
+def backbone_names() -> list[str]:
+    """Every model that ``--student`` and ``--teacher`` accept by its short name."""
+    return sorted(
+        {
+            *_recbole_names(),
+            *_package_classes("recbole_kd.backbones"),
+            *_entry_points("recbole_kd.models"),
+        }
+    )
+
+
+def _from_path(name: str, option: str) -> type[Any]:
+    module_name, _, class_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and not module_name.startswith(error.name):
+            raise
+        raise KDError(
+            f"{option}={name}: there is no module '{module_name}' on the Python path"
+        ) from error
+    if not isinstance(getattr(module, class_name, None), type):
+        raise KDError(f"{option}={name}: module '{module_name}' has no class '{class_name}'")
+    return getattr(module, class_name)
+
+
+def method_class(name: str) -> type[Any] | None:
+    """The class of a distillation method.
+
+    Args:
+        name: Short name, or ``package.module:Class``.
+
+    Returns:
+        The class, or ``None`` for ``Scratch``.
+
+    Raises:
+        KDError: No such method; the message lists those that exist.
+    """
+    if name == SCRATCH:
+        return None
+    if ":" in name:
+        return _from_path(name, "--model")
+    classes = _package_classes("recbole_kd.methods")
+    if name in classes:
+        return getattr(importlib.import_module(classes[name]), name)
+    entries = _entry_points("recbole_kd.methods")
+    if name in entries:
+        return entries[name].load()
+    known = method_names()
+    hint = did_you_mean(name, known)
+    if name in backbone_names():
+        hint = f" '{name}' is a model: name it with --student or --teacher."
+    raise KDError(
+        f"--model={name}: there is no such distillation method.{hint} Known: {', '.join(known)}"
+    )
+
+
+def backbone_class(name: str, option: str = "--student") -> type[Any]:
+    """The class of a RecBole model.
+
+    Args:
+        name: Short name, or ``package.module:Class``.
+        option: The option the name came from, for the message.
+
+    Raises:
+        KDError: No such model; the message gives the nearest names.
+    """
+    if ":" in name:
+        return _from_path(name, option)
+    classes = _package_classes("recbole_kd.backbones")
+    if name in classes:
+        return getattr(importlib.import_module(classes[name]), name)
+    entries = _entry_points("recbole_kd.models")
+    if name in entries:
+        return entries[name].load()
+    if name in _recbole_names():
+        return get_model(name)
+    raise KDError(
+        f"{option}={name}: there is no such model.{did_you_mean(name, backbone_names())} "
+        "RecBole's model names are case-sensitive, for example BPR, LightGCN, NeuMF, SASRec"
+    )

@@ -1,0 +1,95 @@
+"""The table of a run: accuracy, size and speed of teacher, scratch and distilled student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch.utils.benchmark import Timer
+
+from recbole_kd.scoring import Scorer
+
+
+@dataclass
+class Row:
+    """One model of the table.
+
+    Attributes:
+        role: What it is in this run.
+        model: Name of its model.
+        test_result: Test metrics.
+        parameters: Learned numbers.
+        weight_bytes: Bytes of its weights.
+        latency_ms: Median milliseconds of a top-10 for one user, or ``None``.
+    """
+
+    role: str
+    model: str
+    test_result: dict[str, float]
+    parameters: int
+    weight_bytes: int
+    latency_ms: float | None
+
+
+def make_row(role: str, name: str, scorer: Scorer, result: dict[str, float], users: Any) -> Row:
+    """Measure one model.
+
+    Args:
+        role: What it is in this run.
+        name: Name of its model.
+        scorer: Its scorer.
+        result: Its test metrics.
+        users: Some user ids, ``[n]``.
+    """
+    parameters = list(scorer.model.parameters())
+    return Row(
+        role,
+        name,
+        result,
+        sum(p.numel() for p in parameters),
+        sum(p.numel() * p.element_size() for p in parameters),
+        latency(scorer, users),
+    )
+
+
+@torch.no_grad()
+def latency(scorer: Scorer, users: Any, k: int = 10) -> float:
+    """Median milliseconds to rank all items for one user and take the best ``k``.
+
+    Representations that do not depend on the request (propagated embeddings) are computed before.
+    """
+    scorer.model.eval()
+    one = users[:1].to(scorer.device)
+    with scorer.step():
+        timer = Timer(
+            "s = scorer.score_all(scorer.encode(user)); s.topk(k, dim=1)",
+            globals={"scorer": scorer, "user": one, "k": min(k, scorer.n_items)},
+            num_threads=torch.get_num_threads(),
+        )
+        return timer.blocked_autorange(min_run_time=0.2).median * 1e3
+
+
+def table(rows: list[Row], metric: str) -> str:
+    """The rows as text, with each model's share of the teacher's validation metric.
+
+    Args:
+        rows: The models; a row with the role ``teacher`` is the reference, if there is one.
+        metric: Name of the metric compared, in RecBole's lower case.
+    """
+    names = list(rows[0].test_result)
+    teacher = next((r for r in rows if r.role == "teacher"), None)
+    lines = []
+    for row in rows:
+        line: list[Any] = [row.role, row.model]
+        line += [f"{row.test_result[n]:.4f}" for n in names]
+        if teacher is not None:
+            reference = teacher.test_result.get(metric, 0)
+            line.append(f"{row.test_result[metric] / reference:.1%}" if reference else "-")
+        size = f"{row.weight_bytes / 2**20:.2f} MiB"
+        ms = "-" if row.latency_ms is None else f"{row.latency_ms:.3f} ms"
+        lines.append([*line, f"{row.parameters:,}", size, ms])
+    share = [f"{metric} / teacher"] if teacher is not None else []
+    headers = ["role", "model", *names, *share, "parameters", "weights", "top-10, one user"]
+    return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)

@@ -1,0 +1,206 @@
+"""The frozen teacher: scores in the student's ids, everything constant computed once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from recbole_kd.candidates import chunk_rows
+from recbole_kd.errors import KDError
+from recbole_kd.history import UserHistory
+from recbole_kd.scoring import FactorScorer, Scorer, gather_dot
+
+UNKNOWN_SCORE = -1e9
+"""Score of an item the teacher does not know: no probability in any softmax, and never NaN."""
+
+
+def join_tokens(student: Sequence[str], teacher: Sequence[str]) -> Tensor:
+    """Teacher id of every student id, joined by token.
+
+    Args:
+        student: Token of each student id; id 0 is padding.
+        teacher: Token of each teacher id; id 0 is padding.
+
+    Returns:
+        ``[len(student)]``, int64; -1 where the teacher has no such token, 0 for padding.
+    """
+    ids = {token: i for i, token in enumerate(teacher)}
+    joined = torch.tensor([ids.get(token, -1) for token in student], dtype=torch.int64)
+    joined[0] = 0
+    return joined
+
+
+class FrozenTeacher:
+    """A trained model that only answers.
+
+    It is put in eval mode and its gradients are switched off here, once; it is not part of the
+    student's module tree, so no ``train()`` call reaches it. Users and items are given and
+    returned as the student's ids.
+
+    Args:
+        scorer: Scorer of the teacher's model, whose history is the *student's* train split in the
+            teacher's ids (a sequence teacher must read what the student may know, nothing more).
+        user_ids: Teacher id of every student user id, -1 where unknown, ``[n_users]``.
+        item_ids: Teacher id of every student item id, -1 where unknown, ``[n_items]``.
+        history: Train history in the student's ids, to mask train items.
+        memory_budget_gb: Working memory of a chunk, in GiB.
+
+    Raises:
+        KDError: No user or no item is known to the teacher.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        user_ids: Tensor,
+        item_ids: Tensor,
+        history: UserHistory,
+        memory_budget_gb: float = 0.5,
+    ):
+        self.model = scorer.model
+        self.model.requires_grad_(False)
+        self.model.eval()
+        self.scorer = scorer
+        self.device = scorer.device
+        self.history = history
+        self.memory_budget_gb = memory_budget_gb
+        self.knows_user = (user_ids > 0).to(self.device)
+        known_items = item_ids > 0
+        self.n_known_items = int(known_items.sum())
+        if not self.n_known_items or not bool(self.knows_user.any()):
+            raise KDError("teacher: no user or no item token of the student's data is known to it")
+        self._user_ids = user_ids.clamp_min(0).to(self.device)
+        self._item_ids = item_ids.clamp_min(0).to(self.device)
+        same = len(item_ids) == scorer.n_items and bool(
+            (item_ids == torch.arange(len(item_ids))).all()
+        )
+        self._reorder = None if same else self._item_ids
+        self._unknown = None if bool(known_items[1:].all()) else (~known_items).to(self.device)
+        self._factors: tuple[Tensor, Tensor] | None = None
+        self._top: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """User and item vectors in the student's ids, ``[n_users, D]`` and ``[n_items, D]``.
+
+        Computed at the first call and kept; ``None`` for a teacher that is not factorised.
+        """
+        if self._factors is None and isinstance(self.scorer, FactorScorer):
+            self._factors = self._compute_factors(self.scorer)
+        return self._factors
+
+    def _compute_factors(self, scorer: FactorScorer) -> tuple[Tensor, Tensor]:
+        with scorer.step():
+            items = scorer.item_vectors().detach()
+            users = torch.cat([scorer.user_vectors(u) for u in self._user_ids.split(1024)])
+        items = items.clone() if self._reorder is None else items[self._reorder]
+        return users.float().contiguous(), items.float().contiguous()
+
+    @torch.no_grad()
+    def score(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores of given items.
+
+        Args:
+            users: Student's user ids, ``[B]``.
+            items: Student's item ids, ``[B, K]``, int64.
+
+        Returns:
+            ``[B, K]``, float32.
+        """
+        factors = self.factors()
+        if factors is not None:
+            scores = gather_dot(factors[0][users], factors[1], items)
+        else:
+            state = self.scorer.encode(self._user_ids[users])
+            scores = self.scorer.score(state, self._item_ids[items]).float()
+        if self._unknown is not None:
+            scores = scores.masked_fill(self._unknown[items], UNKNOWN_SCORE)
+        return scores
+
+    @torch.no_grad()
+    def score_all(self, users: Tensor) -> Tensor:
+        """Scores of all items for given users.
+
+        Args:
+            users: Student's user ids, ``[B]``.
+
+        Returns:
+            ``[B, n_items]``, float32, a fresh tensor; column 0 is padding.
+        """
+        factors = self.factors()
+        if factors is not None:
+            scores = factors[0][users] @ factors[1].t()
+        else:
+            scores = self.scorer.score_all(self.scorer.encode(self._user_ids[users])).float()
+            scores = scores if self._reorder is None else scores[:, self._reorder]
+        if self._unknown is not None:
+            scores.masked_fill_(self._unknown, UNKNOWN_SCORE)
+        return scores
+
+    @torch.no_grad()
+    def top_k(self, k: int, mask_train: bool = False) -> tuple[Tensor, Tensor]:
+        """The best items of every user and their scores, computed once for each ``k``.
+
+        Args:
+            k: Items a user.
+            mask_train: Whether train items are left out.
+
+        Returns:
+            Item ids ``[n_users, k]``, int32, best first, and scores ``[n_users, k]``, float32. Rows of
+            padding and of users the teacher does not know are 0.
+        """
+        key = (k, mask_train)
+        if key not in self._top:
+            self._top[key] = self._compute_top_k(k, mask_train)
+        return self._top[key]
+
+    def _compute_top_k(self, k: int, mask_train: bool) -> tuple[Tensor, Tensor]:
+        n_users, n_items = len(self._user_ids), len(self._item_ids)
+        items = torch.zeros(n_users, k, dtype=torch.int32, device=self.device)
+        scores = torch.zeros(n_users, k, device=self.device)
+        rows = chunk_rows(12 * n_items, self.memory_budget_gb, n_users)
+        for users in self.knows_user.nonzero().squeeze(1).split(rows):
+            all_scores = self.score_all(users)
+            all_scores[:, 0] = -torch.inf
+            if mask_train:
+                self.history.mask_(all_scores, users)
+            best = all_scores.topk(k, dim=1)
+            items[users], scores[users] = best.indices.int(), best.values
+        return items, scores
+
+
+def report_overlap(
+    user_ids: Tensor, item_ids: Tensor, min_overlap: float, origin: str
+) -> tuple[float, float]:
+    """Log, or refuse, a teacher that knows only part of the student's users and items.
+
+    Args:
+        user_ids: Result of :func:`join_tokens` for users.
+        item_ids: Result of :func:`join_tokens` for items.
+        min_overlap: Smallest share of users, and of items, the teacher must know.
+        origin: Name of the teacher, for the message.
+
+    Returns:
+        Shares of the student's users and items known to the teacher.
+
+    Raises:
+        KDError: A share is below ``min_overlap``.
+    """
+    users = float((user_ids[1:] > 0).float().mean())
+    items = float((item_ids[1:] > 0).float().mean())
+    found = (
+        f"the teacher {origin} knows {users:.1%} of the student's users, {items:.1%} of its items"
+    )
+    if min(users, items) < min_overlap:
+        raise KDError(
+            f"{found}; allowed is min_token_overlap={min_overlap:g} or more: "
+            "were teacher and student trained on the same data?"
+        )
+    if min(users, items) < 1:
+        logging.getLogger(__name__).warning(
+            "%s: unknown items get no probability from it, unknown users are not distilled", found
+        )
+    return users, items
