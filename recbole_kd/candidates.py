@@ -39,7 +39,7 @@ def hits_at_or_below(ranks: Tensor, length: int, cap: int | None = None) -> Tens
     RCE-KD's ``c_r`` (Zhu and Zhang 2025, released code).
 
     Args:
-        ranks: Ranks of the teacher's items in the student's list, ``[C, K]``, ``length`` if outside.
+        ranks: Ranks of the teacher's items in the student's list, ``[C, K]``; ``length`` outside.
         length: Length ``M`` of the list.
         cap: Upper limit of the counts, or ``None``.
 

@@ -139,7 +139,7 @@ def load(path: str | Path) -> dict[str, Any]:
         )
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        stand_ins = []
+        stand_ins: list[Any] = []
         for name in names:
             stand_in = _allowed(name)
             if stand_in is None:

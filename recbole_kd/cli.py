@@ -71,7 +71,8 @@ def convert(arguments: Sequence[str]) -> int:
     if len(plain) != 3:
         formats = "\n".join(f"  {name}: {text}" for name, (_, text) in FORMATS.items())
         raise KDError(
-            f"convert: found {len(plain)} of the arguments <format> <raw> <out>; formats are\n{formats}"
+            f"convert: found {len(plain)} of the arguments <format> <raw> <out>; "
+            f"formats are\n{formats}"
         )
     options = parse_arguments([a for a in arguments if a.startswith("--")])
     _say(run(*plain, **options).summary())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ def item_sets(history: UserHistory) -> np.ndarray:
     """Each user's train items as a set, ``[n_users]``, in the form RecBole's loaders read."""
     items, ends = history.items.tolist(), history.offsets.tolist()
     sets = np.empty(history.n_users, dtype=object)
-    sets[:] = [set(items[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    sets[:] = [set(items[a:b]) for a, b in pairwise(ends)]
     return sets
 
 
@@ -250,4 +251,4 @@ def make_loaders(config: KDConfig, split: Split) -> tuple[Any, Any, Any]:
                 sampler = copy.copy(sampler)
                 sampler.used_ids = item_sets(split.history)
         loaders.append(cls(config, copy.copy(part), sampler, shuffle=False))
-    return tuple(loaders)  # type: ignore[return-value]
+    return tuple(loaders)

@@ -69,8 +69,8 @@ def guard(
         return 0
     if not allow:
         raise KDError(
-            f"{found}; train it on this run's split (leave --teacher.checkpoint out), give both the "
-            "same split_seed and eval_args, or set --allow_leak to go on with wrong numbers"
+            f"{found}; train it on this run's split (leave --teacher.checkpoint out), give both "
+            "the same split_seed and eval_args, or set --allow_leak to go on with wrong numbers"
         )
     logging.getLogger(__name__).warning("LEAK ALLOWED: %s. The results are not comparable.", found)
     return max(count, 0)

@@ -53,8 +53,8 @@ def run_recbole_kd(
 
     Returns:
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and
-        ``test_result`` of the student; ``teacher_test_result`` and ``scratch_test_result`` (``None``
-        where not trained), ``checkpoints``, ``sizes`` and ``table``.
+        ``test_result`` of the student; ``teacher_test_result`` and ``scratch_test_result``
+        (``None`` where not trained), ``checkpoints``, ``sizes`` and ``table``.
 
     Raises:
         KDError: Bad input; one line that names the option or file.
@@ -297,7 +297,7 @@ class _TeacherModel(nn.Module):
 
     def __init__(self, frozen: FrozenTeacher, config: Any):
         super().__init__()
-        object.__setattr__(self, "frozen", frozen)
+        self.frozen = frozen
         self.user_field = config["USER_ID_FIELD"]
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:

@@ -48,7 +48,7 @@ class _GatherDot(torch.autograd.Function):
         return scores.values().view(rows, width)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         users, items, ids = ctx.saved_tensors
         rows, width = ids.shape
         grad = grad.contiguous()
@@ -99,7 +99,7 @@ class Scorer(ABC):
 
     factorised = False
 
-    def __init__(self, model: nn.Module, history: UserHistory):
+    def __init__(self, model: Any, history: UserHistory):
         self.model = model
         self.history = history
         self.n_items: int = model.n_items
@@ -168,7 +168,7 @@ class GraphScorer(FactorScorer):
     our ``shared_propagation``, the model's own loss too.
     """
 
-    def __init__(self, model: nn.Module, history: UserHistory):
+    def __init__(self, model: Any, history: UserHistory):
         super().__init__(model, history)
         self._shared: tuple[Tensor, Tensor] | None = None
         self._inside = False
@@ -222,9 +222,9 @@ class DenseScorer(Scorer):
 
     pair_budget = 2**21
 
-    def __init__(self, model: nn.Module, history: UserHistory):
+    def __init__(self, model: Any, history: UserHistory):
         super().__init__(model, history)
-        base = nn.Module
+        base: type = nn.Module
         for owner in type(model).__mro__:
             if "full_sort_predict" in vars(owner):
                 base = owner
@@ -282,7 +282,7 @@ FACTORISED: dict[type[nn.Module], Callable[[nn.Module, UserHistory], FactorScore
 """Models with a factorised scorer. A model class may bring its own as ``make_scorer``."""
 
 
-def scorer_for(model: nn.Module, history: UserHistory) -> Scorer:
+def scorer_for(model: Any, history: UserHistory) -> Scorer:
     """The scorer of a model: its own, a factorised one, or the general one.
 
     Subclasses do not inherit an entry of :data:`FACTORISED` unless they declare

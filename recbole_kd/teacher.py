@@ -149,8 +149,8 @@ class FrozenTeacher:
             mask_train: Whether train items are left out.
 
         Returns:
-            Item ids ``[n_users, k]``, int32, best first, and scores ``[n_users, k]``, float32. Rows of
-            padding and of users the teacher does not know are 0.
+            Item ids ``[n_users, k]``, int32, best first, and scores ``[n_users, k]``, float32.
+            Rows of padding and of users the teacher does not know are 0.
         """
         key = (k, mask_train)
         if key not in self._top:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_kd import checkpoint, compat, optim
-from recbole_kd.evaluation import TopKCollector
 from recbole_kd.errors import KDError
+from recbole_kd.evaluation import TopKCollector
 
 
 class RunTrainer(Trainer):
@@ -323,7 +323,8 @@ def random_state(train_data: Any) -> dict[str, Any]:
     Args:
         train_data: The train loader, whose generator orders the batches; ``None`` for none.
     """
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    state_tuple: Any = np.random.get_state()  # noqa: NPY002
+    name, keys, position, has_gauss, cached = state_tuple
     version, internal, gauss = random.getstate()
     state = {
         "torch": torch.get_rng_state(),

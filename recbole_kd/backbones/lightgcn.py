@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ class LightGCN(RecBoleLightGCN):
 
     same_scores = True
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: Any, dataset: Any):
         self._sharing = False
         self._propagated: tuple[Tensor, Tensor] | None = None
         super().__init__(config, dataset)

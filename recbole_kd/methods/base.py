@@ -41,11 +41,13 @@ class Distiller(AbstractRecommender):
     refreshes = True
     """Whether the method has per-user tables to rebuild."""
 
+    student: Any
+
     def __init__(
         self,
         config: Any,
         dataset: Any,
-        student: nn.Module,
+        student: Any,
         scorer: Scorer,
         teacher: FrozenTeacher,
         history: UserHistory,
@@ -62,7 +64,7 @@ class Distiller(AbstractRecommender):
         self.device = config["device"]
         self.student = student
         self.scorer = scorer
-        object.__setattr__(self, "teacher", teacher)  # not a submodule
+        self.teacher = teacher
         self.history = history
         self.n_users, self.n_items = history.n_users, history.n_items
         self.user_field = dataset.uid_field
@@ -144,7 +146,7 @@ class Distiller(AbstractRecommender):
         """Base loss and weighted distillation loss of a batch, both scalars."""
         with self.scorer.step():
             base = self.student.calculate_loss(interaction)
-            base = sum(base) if isinstance(base, tuple) else base
+            base = torch.stack(base).sum() if isinstance(base, tuple) else base
             kd = self.kd_loss(self.rows.next(interaction[self.user_field]))
         self._add(base_loss=base, kd_loss=kd)
         return base, self.kd_weight * kd

@@ -57,7 +57,7 @@ def closure_log_weights(
     such "blockers" makes the closure set approximately closed.
 
     Args:
-        ranks: Ranks of the teacher's items in the student's list, ``[C, K]``, ``length`` if outside.
+        ranks: Ranks of the teacher's items in the student's list, ``[C, K]``; ``length`` outside.
         length: Length ``M`` of the list.
         k: Length ``K`` of the student's top list.
         temperature: Sampling temperature ``T``.
@@ -114,9 +114,9 @@ class Tables:
 
 
 class RCEKD(Distiller):
-    """Zhu and Zhang, "Rejuvenating Cross-Entropy Loss in Knowledge Distillation for Recommender
-    Systems" (arXiv 2509.20989), equations of ``L_1``, ``L_2`` and the adaptive weight.
+    """RCE-KD (Zhu and Zhang 2025, arXiv 2509.20989): ``L_1``, ``L_2`` and the adaptive weight.
 
+    "Rejuvenating Cross-Entropy Loss in Knowledge Distillation for Recommender Systems".
     The defaults of ``rcekd_overlap``, ``rcekd_target`` and ``rcekd_cap`` are those of the released
     code, which gives the published numbers. It deviates from the paper in that the overlap is
     measured against the sample ``A`` instead of ``Q_S``, that all teacher items count for the
@@ -134,7 +134,7 @@ class RCEKD(Distiller):
         for key in ("rcekd_K", "rcekd_L"):
             if config.positive_int(key) > length:
                 raise KDError(
-                    f"--{key}={config[key]}: found rcekd_M={length}; allowed are values up to rcekd_M"
+                    f"--{key}={config[key]}: found rcekd_M={length}; allowed are values up to that"
                 )
         config.number("rcekd_tau", low=0, above=True)
         config.number("rcekd_T", low=0, above=True)
