@@ -8,12 +8,15 @@ stand-in. Any other object in a file is an error that names it.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
+import pickletools
 import shutil
+import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from recbole.utils.enum_type import EvaluatorType, FeatureSource, FeatureType, InputType, ModelType
@@ -22,6 +25,9 @@ from recbole_kd.errors import KDError
 
 FORMAT = "recbole_kd/1"
 _ENUMS = (EvaluatorType, FeatureSource, FeatureType, InputType, ModelType)
+_TEXT_OPS = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8")
+_BYTES_OPS = ("SHORT_BINBYTES", "BINBYTES", "BINBYTES8")
+_NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "b1": "?"}
 
 
 class Inert:
@@ -35,40 +41,48 @@ class Inert:
             self.__dict__.update(state)
 
 
-def _enum_member(owner: Any, name: str) -> Any:
+class _NumberType:
+    """Stands for ``numpy.dtype``: the code of a plain number, and nothing numpy would act on."""
+
+    def __init__(self, code: Any, *args: Any):
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = state[1] if state[1] in ("<", ">") else "<"
+
+
+def _number(kind: Any, data: Any) -> bool | int | float:
+    """Stands for numpy's ``scalar``: a Python number."""
+    if not isinstance(kind, _NumberType) or kind.code not in _NUMBERS or type(data) is not bytes:
+        raise pickle.UnpicklingError("a numpy object other than a plain number")
+    return struct.unpack(kind.order + _NUMBERS[kind.code], data)[0]
+
+
+def _enum_member(owner: Any, name: Any) -> Any:
     """What pickled enums of some Python versions call ``getattr`` for, and only that."""
-    if owner in _ENUMS and name in owner.__members__:
+    if any(owner is enum for enum in _ENUMS) and name in owner.__members__:
         return owner[name]
     raise pickle.UnpicklingError(f"getattr({owner!r}, {name!r})")
 
 
+_STAND_INS: dict[str, Any] = {
+    **{f"{enum.__module__}.{enum.__qualname__}": enum for enum in _ENUMS},
+    "builtins.getattr": _enum_member,
+    "__builtin__.getattr": _enum_member,
+    "recbole.config.configurator.Config": Inert,
+    "yaml.loader.FullLoader": Inert,
+    "numpy.dtype": _NumberType,
+    "numpy.core.multiarray.scalar": _number,
+    "numpy._core.multiarray.scalar": _number,
+}
+
+
 def _allowed(name: str) -> Any:
-    """The object that stands for a global name of a RecBole checkpoint, or ``None``."""
-    for enum in _ENUMS:
-        if name == f"{enum.__module__}.{enum.__qualname__}":
-            return enum
-    if name in {"builtins.getattr", "__builtin__.getattr"}:
-        return _enum_member
-    if name in {"recbole.config.configurator.Config", "yaml.loader.FullLoader"}:
-        return Inert
-    if name.startswith("recbole.model.") and name.count(".") <= 5:
-        return Inert
-    if name.startswith(("numpy.", "numpy._core.")):
-        return _numpy_global(name)
-    return None
+    """The object that stands for a global name of a RecBole checkpoint, or ``None``.
 
-
-def _numpy_global(name: str) -> Any:
-    import numpy as np
-
-    module, _, attribute = name.rpartition(".")
-    if module in {"numpy.core.multiarray", "numpy._core.multiarray"} and attribute == "scalar":
-        return np.float64(0).__reduce__()[0]
-    if name == "numpy.dtype":
-        return np.dtype
-    if module == "numpy.dtypes" and attribute in {"Float64DType", "Float32DType", "Int64DType"}:
-        return getattr(np.dtypes, attribute)
-    return None
+    No name is ever imported: whatever it names, what is called is one of these objects.
+    """
+    return Inert if name.startswith("recbole.model.") else _STAND_INS.get(name)
 
 
 def write_bytes_atomically(path: Path, write: Any) -> None:
@@ -86,12 +100,13 @@ def write_bytes_atomically(path: Path, write: Any) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
+        # torch turns the error of a file into one of its own, and keeps it as the context.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
         free = ""
         with contextlib.suppress(OSError):
             free = f"; {shutil.disk_usage(path.parent).free / 2**20:.0f} MiB are free there"
-        raise KDError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}{free}"
-        ) from (error)
+        reason = getattr(cause, "strerror", None) or _first_line(cause)
+        raise KDError(f"cannot write {path}: {reason}{free}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -138,27 +153,113 @@ def load(path: str | Path) -> dict[str, Any]:
             f"({path.stat().st_size} bytes)"
         )
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        stand_ins: list[Any] = []
-        for name in names:
-            stand_in = _allowed(name)
-            if stand_in is None:
-                raise KDError(
-                    f"checkpoint {path}: it holds the object '{name}', which no checkpoint needs; "
-                    "nothing was loaded and none of its code was run"
-                )
-            stand_ins.append((stand_in, name))
-        with torch.serialization.safe_globals(stand_ins):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            content = _load_restricted(file)
+    except _UnknownObject as error:
+        raise KDError(
+            f"checkpoint {path}: it holds the object '{error}', which no checkpoint needs; "
+            "nothing was loaded and none of its code was run"
+        ) from error
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise KDError(f"checkpoint {path}: refused, {reason}") from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise KDError(f"checkpoint {path}: corrupt or truncated ({reason})") from error
+        raise KDError(f"checkpoint {path}: refused, {_first_line(error)}") from error
+    except Exception as error:  # a damaged or hostile file can make the readers raise anything
+        raise KDError(f"checkpoint {path}: corrupt or truncated ({_first_line(error)})") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise KDError(f"checkpoint {path}: it holds no 'state_dict'")
     return content
+
+
+class _UnknownObject(Exception):
+    """A checkpoint names an object that is not in :data:`_STAND_INS`."""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def _load_restricted(file: IO[bytes]) -> Any:
+    """Check the file byte by byte and read it with torch's restricted unpickler."""
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()  # torch itself does not look at the checksums
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"checksum of {damaged}")
+        source = _with_protocol_2(archive) or file
+    source.seek(0)
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(source)
+    stand_ins: list[Any] = [(_allowed(name), name) for name in names]
+    for stand_in, name in stand_ins:
+        if stand_in is None:
+            raise _UnknownObject(name)
+    source.seek(0)
+    with torch.serialization.safe_globals(stand_ins):
+        return torch.load(source, map_location="cpu", weights_only=True)
+
+
+def _with_protocol_2(archive: zipfile.ZipFile) -> IO[bytes] | None:
+    """A copy of a checkpoint whose pickle is of protocol 2, or ``None`` if it is already.
+
+    RecBole saves with protocol 4, and torch's restricted unpickler reads protocol 2.
+    """
+    records = [n for n in archive.namelist() if n.endswith("/data.pkl")]
+    if len(records) != 1 or archive.read(records[0])[:2] <= b"\x80\x02":
+        return None
+    copy = io.BytesIO()
+    with zipfile.ZipFile(copy, "w") as target:
+        for name in archive.namelist():
+            data = archive.read(name)
+            target.writestr(name, _to_protocol_2(data) if name == records[0] else data)
+    return copy
+
+
+class _Text(str):
+    """A text that an opcode pushed, in a list of rewritten opcodes."""
+
+
+def _to_protocol_2(data: bytes) -> bytes:
+    """Rewrite a pickle of protocol 3 or 4 in opcodes of protocol 2; nothing is executed.
+
+    Texts are written out where they are used instead of being remembered, so that the two texts
+    before a ``STACK_GLOBAL`` can be taken back and become a ``GLOBAL``. What is unknown here is
+    kept as it is, and torch refuses it.
+    """
+    rewritten: list[bytes | _Text] = []
+    memo: dict[int, _Text | None] = {}
+    ops: list[Any] = [(op.name, arg, start) for op, arg, start in pickletools.genops(data)]
+    ends = [start for _, _, start in ops[1:]] + [len(data)]
+    for (name, arg, start), end in zip(ops, ends, strict=True):
+        last = rewritten[-1] if rewritten else b""
+        if name == "PROTO":
+            rewritten.append(pickle.PROTO + b"\x02")
+        elif name in _TEXT_OPS:
+            rewritten.append(_Text(arg))
+        elif name == "MEMOIZE":
+            memo[len(memo)] = last if isinstance(last, _Text) else None
+            if not isinstance(last, _Text):
+                rewritten.append(pickle.LONG_BINPUT + struct.pack("<I", len(memo) - 1))
+        elif name in ("BINGET", "LONG_BINGET") and memo.get(arg) is not None:
+            rewritten.append(memo[arg] or _Text())
+        elif name == "STACK_GLOBAL":
+            rewritten[-2:] = [_global(*rewritten[-2:])]
+        elif name in _BYTES_OPS:
+            # What protocol 2 itself writes for bytes.
+            rewritten.append(pickle.GLOBAL + b"_codecs\nencode\n")
+            rewritten += [_Text(arg.decode("latin1")), _Text("latin1")]
+            rewritten.append(pickle.TUPLE2 + pickle.REDUCE)
+        elif name != "FRAME":
+            rewritten.append(data[start:end])
+    return b"".join(_push_text(op) if isinstance(op, _Text) else op for op in rewritten)
+
+
+def _push_text(text: str) -> bytes:
+    encoded = text.encode("utf-8", "surrogatepass")
+    return pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded
+
+
+def _global(*parts: bytes | _Text) -> bytes:
+    texts = [part for part in parts if isinstance(part, _Text) and "\n" not in part]
+    if len(texts) != 2:
+        raise pickle.UnpicklingError("the name of an object is computed")
+    return pickle.GLOBAL + "".join(f"{text}\n" for text in texts).encode()
 
 
 def is_ours(content: dict[str, Any]) -> bool:

@@ -20,8 +20,12 @@ from recbole_kd.config import KDConfig
 from recbole_kd.data import Split, Tokens, _dataset_class
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
+from recbole_kd.leak import same_history
 from recbole_kd.registry import backbone_class
 from recbole_kd.scoring import Scorer, scorer_for
+
+EVALUATES = ("KD_DAGFM",)
+"""RecBole's models whose constructor calls ``eval`` on an option."""
 
 
 class PlainConfig(dict):
@@ -62,6 +66,7 @@ class SavedDataset:
 
     def inter_matrix(self, form: str = "coo", value_field: str | None = None) -> Any:
         """Train interactions as a sparse ``[users, items]`` matrix of ones."""
+        self._no_values(value_field)
         users, items = (t.numpy() for t in self.history.pairs())
         ones = np.ones(len(users), dtype=np.float32)
         matrix = sp.coo_matrix((ones, (users, items)), (self.user_num, self.item_num))
@@ -71,10 +76,15 @@ class SavedDataset:
         self, value_field: str | None = None, max_history_len: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Items ``[users, longest]``, ones where filled, and lengths, as RecBole gives them."""
+        self._no_values(value_field)
         counts = self.history.counts
         longest = int(min(counts.max(), max_history_len or counts.max()))
         items, _ = self.history.padded(torch.arange(self.user_num), longest)
         return items, (items > 0).float(), counts.clamp_max(longest)
+
+    def _no_values(self, field: str | None) -> None:
+        if field is not None:
+            self.__getattr__(f"values of {field}")
 
     def __getattr__(self, name: str) -> Any:
         raise KDError(
@@ -131,7 +141,7 @@ class LoadedModel:
         """The best items of some users.
 
         Args:
-            users: User tokens.
+            users: User tokens; a single text is one user.
             k: Items a user.
             filter_history: Whether train items are left out.
 
@@ -141,6 +151,7 @@ class LoadedModel:
         Raises:
             KDError: A user is unknown; the message names the first few.
         """
+        users = [users] if isinstance(users, str) else users
         known = {token: i for i, token in enumerate(self.tokens.users) if i}
         unknown = [u for u in users if u not in known]
         if unknown:
@@ -172,16 +183,18 @@ def load_model(
 ) -> LoadedModel:
     """Open a checkpoint of ours, or RecBole's own ``.pth``.
 
-    Nothing in the file is executed. Ours needs no data set; RecBole's records neither tokens nor
-    split, so its data set is loaded again from the folder it names.
+    Nothing in the file is executed; a model outside RecBole, ``package.module:Class``, is imported
+    from the Python path. Ours needs no data set; RecBole's records neither tokens nor split, so its
+    data set is loaded again from the folder it names.
 
     Args:
         path: The file, or a run's folder.
         device: Where the model goes.
-        dataset: A RecBole train split, for models that need more of it than a checkpoint holds.
+        dataset: The train split the model was trained on, for models that need more of it than a
+            checkpoint holds.
 
     Raises:
-        KDError: The file cannot be read, or its data set is gone.
+        KDError: The file cannot be read, its data set is gone, or ``dataset`` is another one.
     """
     path = Path(path)
     content = checkpoint.load(path / "best.pt" if path.is_dir() else path)
@@ -197,19 +210,41 @@ def _load_ours(
     missing = [k for k in ("model", "config", "tokens", "history") if k not in content]
     if missing:
         raise KDError(f"checkpoint {path}: it holds no {', '.join(missing)}; is it a last.pt?")
-    config = PlainConfig(content["config"], device=device)
-    tokens = Tokens(**content["tokens"])
-    history = UserHistory(**content["history"], n_items=len(tokens.items))
-    data = dataset or SavedDataset(config, tokens, history)
-    model = _build(content["model"], config, data, content["state_dict"], path)
+    try:
+        config = PlainConfig(content["config"], device=device)
+        tokens = Tokens(**content["tokens"])
+        history = UserHistory(**content["history"], n_items=len(tokens.items))
+    except (TypeError, ValueError) as error:
+        raise KDError(f"checkpoint {path}: an entry is of another form ({error})") from error
+    if dataset is None:
+        dataset = SavedDataset(config, tokens, history)
+    else:
+        _check_dataset(dataset, tokens, history, path)
+    model = _build(content["model"], config, dataset, content["state_dict"], path)
     scorer = scorer_for(model, history)
     return LoadedModel(model, scorer, tokens, history, config, content.get("split", {}))
+
+
+def _check_dataset(dataset: Any, tokens: Tokens, history: UserHistory, path: Path) -> None:
+    """Refuse a data set whose ids or train interactions are not those of the weights."""
+    fields = zip((dataset.uid_field, dataset.iid_field), (tokens.users, tokens.items), strict=True)
+    same = all(list(map(str, dataset.field2id_token[field])) == known for field, known in fields)
+    if not same or not same_history(UserHistory.from_dataset(dataset), history):
+        raise KDError(
+            f"checkpoint {path}: it was trained on other users, items or train interactions than "
+            "those of the data set given, or on the same in another order"
+        )
 
 
 def _build(
     name: str, config: PlainConfig, data: Any, state: dict[str, Tensor], path: Path
 ) -> nn.Module:
-    model = backbone_class(name, f"checkpoint {path}, model")(config, data)
+    cls = backbone_class(str(name), f"checkpoint {path}, model")
+    if not issubclass(cls, nn.Module):
+        raise KDError(f"checkpoint {path}: {name} is no model")
+    if cls.__name__ in EVALUATES:
+        raise KDError(f"checkpoint {path}: {name} evaluates text of the file as Python; refused")
+    model = cls(config, data)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -224,6 +259,8 @@ def _load_recbole(content: dict[str, Any], path: Path, device: torch.device) -> 
     if not isinstance(options, dict):
         raise KDError(f"checkpoint {path}: neither ours nor RecBole's, it holds no configuration")
     config = PlainConfig(options, device=device, single_spec=True)
+    if config["model"] == "LDiffRec" and config["n_cate"] != 1:
+        raise KDError(f"checkpoint {path}: LDiffRec with n_cate above 1 unpickles another file")
     folder = Path(config["data_path"])
     if config["dataset"] == "ml-100k" and not folder.is_dir():
         import recbole
@@ -267,10 +304,12 @@ def export_recbole(path: str | Path, target: str | Path) -> Path:
     content = checkpoint.load(path)
     if not checkpoint.is_ours(content):
         raise KDError(f"checkpoint {path}: it is in RecBole's form already")
+    if "model" not in content:
+        raise KDError(f"checkpoint {path}: it holds no model; is it a last.pt?")
     name = content["model"]
     try:
         model_class = get_model(name)
-    except (ValueError, AttributeError) as error:
+    except (ImportError, ValueError, AttributeError) as error:
         raise KDError(f"checkpoint {path}: model {name} is not one of RecBole's") from error
     config = Config.__new__(Config)
     config._init_parameters_category()

@@ -16,6 +16,9 @@ from recbole_kd.history import UserHistory
 def leaked(split: Split, teacher: UserHistory, user_ids: Tensor, item_ids: Tensor) -> int:
     """How many held-out interactions of the student's split are in the teacher's train split.
 
+    A repeated interaction that the student itself has in its train split is no secret, and is not
+    counted.
+
     Args:
         split: The student's split.
         teacher: The teacher's train interactions, in the teacher's ids.
@@ -23,6 +26,10 @@ def leaked(split: Split, teacher: UserHistory, user_ids: Tensor, item_ids: Tenso
         item_ids: Teacher id of every student item id, -1 where unknown.
     """
     users, items = split.held_out()
+    own_users, own_items = (t.numpy() for t in split.history.pairs())
+    n_items = split.history.n_items
+    new = ~np.isin(users * n_items + items, np.unique(own_users * n_items + own_items))
+    users, items = users[new], items[new]
     width = teacher.n_items
     seen_users, seen_items = (t.numpy() for t in teacher.pairs())
     theirs = user_ids.numpy()[users], item_ids.numpy()[items]

@@ -19,7 +19,7 @@ from recbole_kd.data import Split, load_split, make_loaders
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.registry import method_class
-from recbole_kd.scoring import Scorer, scorer_for
+from recbole_kd.scoring import Scorer, require_factorised, scorer_for
 from recbole_kd.teacher import FrozenTeacher, join_tokens, report_overlap
 from recbole_kd.trainer import RunTrainer
 
@@ -117,6 +117,7 @@ class Run:
         self.config.choice("empty_users", ("refuse", "keep"))
         self.split = load_split(self.config)
         if self.method is not None:
+            require_factorised(self.config.model_class, self.config["model"])
             self.method.check(self.config, self.split.history)
         self.log.info(
             "%s: %d users, %d items, %s train/valid/test interactions",

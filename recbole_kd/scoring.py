@@ -19,13 +19,23 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender.bpr import BPR
 from recbole.model.general_recommender.lightgcn import LightGCN
-from recbole.model.sequential_recommender.gru4rec import GRU4Rec
-from recbole.model.sequential_recommender.sasrec import SASRec
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+
+
+def _sequence_encoders() -> tuple[type[nn.Module], ...]:
+    """RecBole's encoders; importing any of its sequential models turns anomaly detection on."""
+    anomaly = torch.is_anomaly_enabled()
+    from recbole.model.sequential_recommender.gru4rec import GRU4Rec
+    from recbole.model.sequential_recommender.sasrec import SASRec
+
+    torch.autograd.set_detect_anomaly(anomaly)
+    return SASRec, GRU4Rec
 
 
 class _GatherDot(torch.autograd.Function):
@@ -48,6 +58,7 @@ class _GatherDot(torch.autograd.Function):
         return scores.values().view(rows, width)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         users, items, ids = ctx.saved_tensors
         rows, width = ids.shape
@@ -84,7 +95,9 @@ def gather_dot(users: Tensor, items: Tensor, ids: Tensor) -> Tensor:
     Returns:
         Scores, ``[B, K]``, differentiable in ``users`` and ``items``.
     """
-    if users.device.type == "cpu" and torch.backends.mkl.is_available() and ids.numel():
+    # A sparse pattern holds at most as many entries a row as there are items.
+    fits = 0 < ids.numel() <= ids.shape[0] * items.shape[0]
+    if users.device.type == "cpu" and torch.backends.mkl.is_available() and fits:
         return _GatherDot.apply(users.contiguous(), items.contiguous(), ids)
     return torch.einsum("bd,bkd->bk", users, items[ids])
 
@@ -276,8 +289,7 @@ class DenseScorer(Scorer):
 FACTORISED: dict[type[nn.Module], Callable[[nn.Module, UserHistory], FactorScorer]] = {
     BPR: TableScorer,
     LightGCN: GraphScorer,
-    SASRec: SequenceScorer,
-    GRU4Rec: SequenceScorer,
+    **dict.fromkeys(_sequence_encoders(), SequenceScorer),
 }
 """Models with a factorised scorer. A model class may bring its own as ``make_scorer``."""
 
@@ -294,13 +306,33 @@ def scorer_for(model: Any, history: UserHistory) -> Scorer:
     """
     if hasattr(model, "make_scorer"):
         return model.make_scorer(history)
-    for cls, adapter in FACTORISED.items():
-        same = type(model) is cls or (
-            isinstance(model, cls) and getattr(model, "same_scores", False)
+    adapter = factorised_adapter(type(model))
+    return DenseScorer(model, history) if adapter is None else adapter(model, history)
+
+
+def factorised_adapter(cls: type[Any]) -> Callable[[Any, UserHistory], FactorScorer] | None:
+    """The factorised scorer of a model class in :data:`FACTORISED`, or ``None``."""
+    for known, adapter in FACTORISED.items():
+        if cls is known or (issubclass(cls, known) and getattr(cls, "same_scores", False)):
+            return adapter
+    return None
+
+
+def require_factorised(cls: type[Any], name: str) -> None:
+    """Refuse a student class without user and item vectors, before anything is trained.
+
+    Args:
+        cls: The student's class.
+        name: Its name, for the message.
+
+    Raises:
+        KDError: The class has no factorised scorer.
+    """
+    if not hasattr(cls, "make_scorer") and factorised_adapter(cls) is None:
+        raise KDError(
+            f"--student={name}: distillation needs a student with user and item vectors; "
+            f"allowed are {', '.join(factorised_names())}"
         )
-        if same:
-            return adapter(model, history)
-    return DenseScorer(model, history)
 
 
 def factorised_names() -> list[str]:

@@ -58,7 +58,7 @@ class FrozenTeacher:
         user_ids: Tensor,
         item_ids: Tensor,
         history: UserHistory,
-        memory_budget_gb: float = 0.5,
+        memory_budget_gb: float = 0.1,
     ):
         self.model = scorer.model
         self.model.requires_grad_(False)

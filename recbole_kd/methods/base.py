@@ -14,7 +14,7 @@ from recbole_kd.candidates import chunk_rows
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.rows import ROW_KINDS, Rows, RowSchedule, epoch_generator
-from recbole_kd.scoring import Scorer, factorised_names
+from recbole_kd.scoring import Scorer, require_factorised
 from recbole_kd.teacher import FrozenTeacher
 
 
@@ -54,11 +54,7 @@ class Distiller(AbstractRecommender):
     ):
         super().__init__()
         self.check(config, history)
-        if not scorer.factorised:
-            raise KDError(
-                f"--student={config['model']}: distillation needs a student with user and item "
-                f"vectors; allowed are {', '.join(factorised_names())}"
-            )
+        require_factorised(type(student), config["model"])
         self.type = student.type
         self.input_type = getattr(student, "input_type", None)
         self.device = config["device"]

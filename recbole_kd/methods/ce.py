@@ -13,6 +13,7 @@ from recbole_kd.history import UserHistory
 from recbole_kd.losses import soft_cross_entropy, soft_targets, weighted_mean
 from recbole_kd.methods.base import Distiller, check_list_length, list_ndcg
 from recbole_kd.rows import Rows
+from recbole_kd.scoring import FactorScorer
 
 
 def ce_loss(student: Tensor, teacher: Tensor, tau: float, drop: Tensor | None = None) -> Tensor:
@@ -99,16 +100,20 @@ class CE(Distiller):
 
     def _full(self, rows: Rows) -> Tensor:
         """All items, in chunks of rows whose scores are recomputed in the backward pass."""
+        assert isinstance(self.scorer, FactorScorer)
         state = self.scorer.encode(rows.users)
+        # Taken here: the backward pass runs outside the scorer's step, where a graph model would
+        # propagate anew.
+        items = self.scorer.item_vectors()
         size = chunk_rows(24 * self.n_items, self.memory_budget_gb, len(rows.users))
         losses = [
-            checkpoint(self._full_chunk, part, users, use_reentrant=False)
+            checkpoint(self._full_chunk, part, items, users, use_reentrant=False)
             for part, users in zip(state.split(size), rows.users.split(size), strict=True)
         ]
         return weighted_mean(torch.cat(losses), rows.weights)
 
-    def _full_chunk(self, state: Tensor, users: Tensor) -> Tensor:
-        student = self.scorer.score_all(state)[:, 1:]
+    def _full_chunk(self, state: Tensor, items: Tensor, users: Tensor) -> Tensor:
+        student = (state @ items.t())[:, 1:]
         return ce_loss(student, self.teacher.score_all(users)[:, 1:], self.tau)
 
     def tables(self) -> dict[str, Tensor]:

@@ -1,0 +1,75 @@
+"""What the benchmark scripts share: provenance, data, tables."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from recbole_kd.convert import convert
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def provenance(seeds: list[int]) -> str:
+    """Command, date, versions and machine of a result, as Markdown lines."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    libraries = ", ".join(
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("recbole-kd", "recbole", "torch", "numpy", "pandas", "scipy")
+    )
+    return "\n".join(
+        [
+            f"- command: `python {shlex.join([_relative(a) for a in sys.argv])}`",
+            f"- date: {date.today()}, commit {commit or 'unknown'}",
+            f"- {libraries}, Python {platform.python_version()}",
+            f"- {platform.machine()}, {torch.get_num_threads()} threads, "
+            f"{'CUDA' if torch.cuda.is_available() else 'no GPU'}",
+            f"- seeds: {', '.join(map(str, seeds))}; split seed 2020",
+        ]
+    )
+
+
+def _relative(argument: str) -> str:
+    path = Path(argument)
+    if path.is_absolute() and path.exists():
+        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    return argument
+
+
+def parser(text: str) -> argparse.ArgumentParser:
+    """An argument parser with the options every script has."""
+    options = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    options.add_argument("--data_path", default="dataset/", help="folder of converted data sets")
+    options.add_argument("--checkpoint_dir", default="saved", help="folder of runs and teachers")
+    options.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options.add_argument("--out", default=None, help="folder of the result")
+    return options
+
+
+def need_data(name: str, data_path: str, raw: str | None, form: str) -> None:
+    """Convert a data set if it is not there yet."""
+    folder = Path(data_path) / name
+    if any(folder.glob("*.inter")):
+        return
+    if raw is None:
+        sys.exit(f"{folder} is missing: give --raw=PATH of the raw {form} files to convert")
+    print(convert(form, raw, folder).summary())
+
+
+def mean_spread(values: list[float]) -> str:
+    """Mean and sample standard deviation, as ``0.0150 ± 0.0002``."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.4f} ± {spread:.4f}"

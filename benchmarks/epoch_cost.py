@@ -1,0 +1,172 @@
+"""Cost of an RCE-KD epoch: refresh, training, evaluation, memory, beside a plain student epoch.
+
+With ``--reference "command"`` another implementation is timed in the same run, turn and turn about:
+the command must print JSON lines with ``epoch_s``. The teacher is trained for one epoch only; its
+quality does not change the cost.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shlex
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import need_data, parser, provenance
+from tabulate import tabulate
+
+from recbole_kd import training
+from recbole_kd.config import KDConfig, Sources
+from recbole_kd.data import load_split, make_loaders
+from recbole_kd.methods.rcekd import RCEKD
+from recbole_kd.scoring import scorer_for
+from recbole_kd.teacher import FrozenTeacher
+from recbole_kd.trainer import make_trainer
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "citeulike": {"teacher.embedding_size": 400, "rcekd_K": 50, "rcekd_L": 50, "rcekd_M": 200},
+    "gowalla": {
+        "teacher.embedding_size": 300,
+        "rcekd_K": 100,
+        "rcekd_L": 50,
+        "rcekd_M": 100,
+        "benchmark_filename": ["train", "valid", "test"],
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    },
+}
+VARIANTS = {
+    "rows by interaction, refresh every epoch": ("interaction", 1),
+    "rows by user, refresh every epoch": ("user", 1),
+    "rows by user, refresh every 3rd epoch": ("user", 3),
+}
+
+
+def config_for(dataset: str, options: Any, role: str = "student", **more: Any) -> KDConfig:
+    """Configuration of one role in the benchmark's setting."""
+    given = {
+        **SETTINGS[dataset],
+        "student.embedding_size": 20,
+        "recipe": "none",
+        "protocol": "rcekd",
+        "data_path": options.data_path,
+        "show_progress": False,
+        "state": "WARNING",
+        **more,
+    }
+    sources = Sources.collect("RCEKD", dataset, "BPR", "BPR", options=given)
+    return KDConfig(sources, role)
+
+
+def measure(config: KDConfig, split: Any, teacher: FrozenTeacher | None, epochs: int) -> list[dict]:
+    """Seconds of refresh, training and evaluation of some epochs, after one that is not counted."""
+    model = training.build_plain(config, split)
+    scorer = scorer_for(model, split.history)
+    if teacher is not None:
+        model = RCEKD(config, split.train, model, scorer, teacher, split.history)
+    train, valid, _ = make_loaders(config, split)
+    trainer = make_trainer(config, model, None)
+    trainer._train_data = train
+    trainer.eval_collector.data_collect(train)
+    records = []
+    for epoch in range(epochs + 1):
+        trainer._train_epoch(train, epoch)
+        seconds = dict(trainer._record["seconds"])
+        trainer._valid_epoch(valid)
+        seconds["eval"] = trainer._record["seconds"]["eval"]
+        trainer._record = {}
+        records.append(seconds)
+    return records[1:]
+
+
+def reference(command: str) -> float:
+    """Median ``epoch_s`` that another implementation prints."""
+    done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
+    found = []
+    for line in done.stdout.splitlines():
+        if line.startswith("{") and '"epoch_s' in line:
+            record = json.loads(line)
+            found.append(record.get("epoch_s", record.get("epoch_s_extrapolated")))
+    return sorted(found)[len(found) // 2]
+
+
+def median(records: list[dict], key: str) -> float:
+    """Median of one figure."""
+    values = sorted(r[key] for r in records)
+    return values[len(values) // 2]
+
+
+def main() -> None:
+    """Print and write the table."""
+    options = parser(__doc__ or "")
+    options.add_argument("--dataset", choices=sorted(SETTINGS), default="citeulike")
+    options.add_argument("--epochs", type=int, default=3, help="counted epochs a round")
+    options.add_argument("--rounds", type=int, default=2, help="rounds, the reference between them")
+    options.add_argument("--raw", default=None)
+    options.add_argument("--reference", default=None, help="command of another implementation")
+    chosen = options.parse_args()
+    torch.set_num_threads(chosen.threads)
+    form = "citeulike" if chosen.dataset == "citeulike" else "lightgcn"
+    need_data(chosen.dataset, chosen.data_path, chosen.raw, form)
+    split = load_split(config_for(chosen.dataset, chosen))
+    with tempfile.TemporaryDirectory() as folder:
+        more = {"teacher.epochs": 1, "checkpoint_dir": folder}
+        teacher_config = config_for(chosen.dataset, chosen, "teacher", **more)
+        trained = training.train_alone(teacher_config, split)
+        ids = (torch.arange(split.history.n_users), torch.arange(split.history.n_items))
+        teacher = FrozenTeacher(trained.scorer, *ids, split.history)
+        started = time.perf_counter()
+        teacher.top_k(SETTINGS[chosen.dataset]["rcekd_K"])
+        setup = time.perf_counter() - started
+        others, plain = [], []
+        ours: dict[str, list[dict]] = {name: [] for name in VARIANTS}
+        for _ in range(chosen.rounds):
+            if chosen.reference:
+                others.append(reference(chosen.reference))
+            plain += measure(config_for(chosen.dataset, chosen), split, None, chosen.epochs)
+            for name, (rows, every) in VARIANTS.items():
+                config = config_for(chosen.dataset, chosen, kd_rows=rows, refresh_every=every)
+                ours[name] += measure(config, split, teacher, 3 * max(1, chosen.epochs // 3))
+    base = median(plain, "train")
+    other = sorted(others)[len(others) // 2] if others else None
+    lines = [["plain student", "-", f"{base:.2f}", f"{median(plain, 'eval'):.2f}", "1.0", "-"]]
+    for name, records in ours.items():
+        refresh = sum(r["refresh"] for r in records) / len(records)
+        train = median(records, "train")
+        ratio = "-" if other is None else f"{other / (refresh + train):.1f}x"
+        lines.append(
+            [
+                f"RCE-KD, {name}",
+                f"{refresh:.2f}",
+                f"{train:.2f}",
+                f"{median(records, 'eval'):.2f}",
+                f"{(refresh + train) / base:.1f}",
+                ratio,
+            ]
+        )
+    if other is not None:
+        lines.append(
+            ["reference implementation", "", f"{other:.2f}", "", f"{other / base:.1f}", "1"]
+        )
+    headers = ["", "refresh s", "train s", "eval s", "x plain epoch", "faster than reference"]
+    table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    width = SETTINGS[chosen.dataset]["teacher.embedding_size"]
+    text = (
+        f"# Cost of an epoch, {chosen.dataset}\n\nBPR d={width} -> BPR d=20. Seconds; "
+        f"refresh is the mean an epoch, the rest medians.\n\n{table}\n\n"
+        f"- once a run: the teacher's top lists, {setup:.2f} s\n- peak memory {peak:.2f} GiB\n"
+        f"{provenance([2020])}\n"
+    )
+    out = Path(chosen.out or "results/epoch_cost")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{chosen.dataset}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

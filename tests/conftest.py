@@ -1,0 +1,52 @@
+"""Shared fixtures: small data cut from ml-100k, which ships inside RecBole."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import recbole
+import torch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+ML100K = Path(recbole.__file__).parent / "dataset_example" / "ml-100k" / "ml-100k.inter"
+
+
+@pytest.fixture(autouse=True)
+def _quiet_logging():
+    """Tests that start a run must not leave its handlers behind."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data set ``small``: the first 80 users of ml-100k by id, real times."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "small").mkdir()
+    header, *rows = ML100K.read_text(encoding="utf-8").splitlines()
+    kept = [row for row in rows if int(row.split("\t")[0]) <= 80]
+    text = "\n".join([header, *kept]) + "\n"
+    (folder / "small" / "small.inter").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def small_options(small_data: Path, tmp_path: Path) -> dict:
+    """Options of a quick run on ``small`` that writes to the test's own folder."""
+    return {
+        "data_path": str(small_data),
+        "checkpoint_dir": str(tmp_path / "saved"),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "show_progress": False,
+        "state": "WARNING",
+        "epochs": 2,
+        "student.embedding_size": 8,
+        "teacher.embedding_size": 16,
+    }

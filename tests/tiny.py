@@ -1,0 +1,160 @@
+"""Small real data and models for the tests of scorers, teachers, checkpoints and deployment.
+
+The data are the 60 most active users and 120 most popular items of RecBole's ml-100k, as atomic
+files in a folder that is removed at exit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import random
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import recbole
+import torch
+from torch import Tensor, nn
+
+from recbole_kd import checkpoint, deploy, training
+from recbole_kd.config import KDConfig, Sources
+from recbole_kd.data import Split, load_split
+from recbole_kd.quick_start import run_recbole_kd
+
+OPTIONS: dict[str, Any] = {
+    "state": "WARNING",
+    "show_progress": False,
+    "use_gpu": False,
+    "epochs": 1,
+    "train_batch_size": 512,
+    "save_last_seconds": 0,
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+}
+MODEL_OPTIONS: dict[str, dict[str, Any]] = {
+    "BPR": {"embedding_size": 8},
+    "LightGCN": {"embedding_size": 8, "n_layers": 2},
+    "SASRec": {
+        "MAX_ITEM_LIST_LENGTH": 8,
+        "n_layers": 1,
+        "hidden_size": 8,
+        "inner_size": 16,
+        "train_neg_sample_args": None,
+    },
+    "GRU4Rec": {
+        "embedding_size": 8,
+        "MAX_ITEM_LIST_LENGTH": 8,
+        "hidden_size": 8,
+        "num_layers": 1,
+        "train_neg_sample_args": None,
+    },
+    "NeuMF": {"mf_embedding_size": 4, "mlp_embedding_size": 4, "mlp_hidden_size": [8]},
+    "MultiVAE": {
+        "mlp_hidden_size": [16],
+        "latent_dimension": 8,
+        "train_neg_sample_args": None,
+    },
+    "MultiDAE": {
+        "mlp_hidden_size": [16],
+        "latent_dimension": 8,
+        "train_neg_sample_args": None,
+    },
+}
+
+
+@functools.cache
+def data_path() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="recbole_kd_tests_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def interactions() -> list[tuple[str, str, str, str]]:
+    """The rows of the tiny data set: user, item, rating, time."""
+    source = Path(recbole.__file__).parent / "dataset_example" / "ml-100k" / "ml-100k.inter"
+    rows = [line.split("\t") for line in source.read_text(encoding="utf-8").splitlines()[1:]]
+    for column, kept in ((1, 120), (0, 60)):
+        counts: dict[str, int] = {}
+        for row in rows:
+            counts[row[column]] = counts.get(row[column], 0) + 1
+        best = set(sorted(counts, key=lambda token: (-counts[token], token))[:kept])
+        rows = [row for row in rows if row[column] in best]
+    return [tuple(row) for row in rows]  # type: ignore[misc]
+
+
+def write(name: str, rows: list[tuple[str, str, str, str]]) -> str:
+    """Write an atomic file; returns the name of the data set."""
+    folder = data_path() / name
+    folder.mkdir(exist_ok=True)
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    lines = [header, *("\t".join(row) for row in rows)]
+    (folder / f"{name}.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return name
+
+
+@functools.cache
+def dataset(name: str = "tiny") -> str:
+    """``tiny``, or ``permuted``: the same rows in another order, so that all ids differ."""
+    rows = list(interactions())
+    if name == "permuted":
+        random.Random(5).shuffle(rows)
+    return write(name, rows)
+
+
+def options(model: str, **more: Any) -> dict[str, Any]:
+    own = MODEL_OPTIONS.get(model, {})
+    return {**OPTIONS, "data_path": str(data_path()), **own, **more}
+
+
+def config(model: str, data: str = "tiny", **more: Any) -> KDConfig:
+    """The configuration of a model trained alone."""
+    if data in ("tiny", "permuted"):
+        dataset(data)
+    sources = Sources.collect("Scratch", data, model, options=options(model, **more))
+    return KDConfig(sources)
+
+
+@functools.cache
+def split(family: str = "BPR", data: str = "tiny", seed: int = 2020) -> Split:
+    """The split for models of the same family as ``family``; shared, never to be changed."""
+    return load_split(config(family, data, split_seed=seed))
+
+
+def model(name: str, data: str = "tiny", spread: float = 1.0, **more: Any) -> nn.Module:
+    """A fresh model in eval mode; random weights that are far from equal."""
+    built = training.build_plain(config(name, data, **more), split_for(name, data))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.normal_(0, spread, generator=generator)
+    return built.eval()
+
+
+def split_for(name: str, data: str = "tiny", seed: int = 2020) -> Split:
+    return split("SASRec" if name in ("SASRec", "GRU4Rec") else "BPR", data, seed)
+
+
+def save(name: str, path: Path, data: str = "tiny", seed: int = 2020, **more: Any) -> Path:
+    """A checkpoint of an untrained model, as a run writes it."""
+    options = config(name, data, split_seed=seed, **more)
+    part = split_for(name, data, seed)
+    built = training.build_plain(options, part)
+    content = deploy.describe(options, part, epoch=0, best_valid_score=0.5)
+    checkpoint.save(path, {**content, "state_dict": built.state_dict()})
+    return path
+
+
+def run(name: str, folder: Path, data: str = "tiny", **more: Any) -> dict[str, Any]:
+    """Train one model alone for an epoch."""
+    dataset(data)
+    settings = options(name, checkpoint_dir=str(folder), **more)
+    return run_recbole_kd("Scratch", data, config_dict=settings, student=name)
+
+
+def users_of(part: Split, count: int = 9) -> Tensor:
+    """Some active users, one of them twice, in no order."""
+    users = part.history.active_users()
+    picked = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(1))][:count]
+    return torch.cat([picked, picked[:1]])
