@@ -14,7 +14,7 @@ from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from recbole_kd.config import KDConfig, method_defaults
+from recbole_kd.config import KDConfig, Sources, method_defaults
 from recbole_kd.history import UserHistory
 from recbole_kd.methods.base import Distiller
 from recbole_kd.scoring import FactorScorer, GraphScorer, TableScorer
@@ -23,20 +23,14 @@ from recbole_kd.teacher import FrozenTeacher
 Batch = dict[str, Tensor]
 
 
-class Options:
-    """Stands in for a ``KDConfig``: the same reading and checking methods on a plain dictionary."""
-
-    require = KDConfig.require
-    positive_int = KDConfig.positive_int
-    number = KDConfig.number
-    choice = KDConfig.choice
+class Options(KDConfig):
+    """A ``KDConfig`` on a plain dictionary: its reading and checking methods, no files."""
 
     def __init__(self, **values: Any):
         self.import_path = "Tiny"
+        self.role = "student"
+        self.sources = Sources("RCEKD", "tiny", "Tiny", "Tiny", [])
         self.final_config_dict = values
-
-    def __getitem__(self, key: str) -> Any:
-        return self.final_config_dict.get(key)
 
 
 def options_for(method: type[Distiller], **changes: Any) -> Options:

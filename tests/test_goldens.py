@@ -183,7 +183,6 @@ def rcekd_functions(golden: Golden, dtype: torch.dtype) -> None:
 def rcekd_counted_rows(golden: Golden, _: pytest.MonkeyPatch) -> None:
     """Unique users with counts stand for repeated rows."""
     users, counts = golden["batch_users"].unique(return_counts=True)
-    assert len(users) < len(golden["batch_users"])
     student = golden.student(torch.float64)
     total = (rcekd_terms(golden, users, student).losses * counts).sum()
     assert_close(total, golden["loss"], 1e-9)
@@ -206,10 +205,12 @@ def assert_log_weights(log_weights: Tensor, golden: Golden, users: Tensor) -> No
     steps = log_weights.double() * temperature
     assert (steps - steps.round()).abs().max() < 1e-3
     recorded = golden["sample_weights"][users].log()
+    known = recorded.isfinite()  # a weight may be too small even for float64
     difference = steps.round() / temperature - recorded
-    assert (difference - difference[:, :1]).abs().max() < 1e-9
+    assert (difference - difference[:, :1])[known].abs().max() < 1e-9
     difference = log_weights.double() - recorded
-    assert (difference - difference[:, :1]).abs().max() < 1e-5
+    rounding = 1e-6 * (1 + log_weights.abs().max())
+    assert (difference - difference[:, :1])[known].abs().max() < rounding
 
 
 def rcekd_weights(golden: Golden, _: pytest.MonkeyPatch) -> None:
@@ -233,10 +234,11 @@ def rcekd_frequencies(golden: Golden, _: pytest.MonkeyPatch) -> None:
     p = ((found + recorded) / 2).clamp(1 / 8000, 1 - 1 / 8000)
     z = (found - recorded) / (p * (1 - p) * (1 / draws + 1 / 4000)).sqrt()
     assert z.abs().max() < 5.2
-    # A shift of a whole list would hide in single entries.
-    head = slice(0, log_weights.shape[1] // 2)
-    shift = (found - recorded)[:, head].sum() / (size * len(found))
-    assert shift.abs() < 5e-3
+    # A shift of all lists would hide in single entries. The items drawn from the upper half of a
+    # list have a variance of at most a quarter each.
+    upper = slice(0, log_weights.shape[1] // 2)
+    shift = (found - recorded)[:, upper].sum(1).mean().abs()
+    assert shift < 5 * np.sqrt(size / 4 * (1 / draws + 1 / 4000) / len(found))
 
 
 def rcekd_distiller(golden: Golden, patch: pytest.MonkeyPatch, rows_a_chunk: int) -> RCEKD:

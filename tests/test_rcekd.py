@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kd_helpers import TinyGraph, World, best_items, exact_scores, make_world
+from kd_helpers import TinyGraph, TinyModel, World, best_items, exact_scores, make_world
 from torch import Tensor
 
 from recbole_kd.errors import KDError
+from recbole_kd.history import UserHistory
 from recbole_kd.methods import rcekd
 from recbole_kd.methods.base import list_ndcg
 from recbole_kd.methods.rcekd import RCEKD, closure_log_weights, rank_log_weights
 from recbole_kd.rows import Rows, RowSchedule, epoch_generator
+from recbole_kd.scoring import DenseScorer, Scorer
 
 K, L, M = 8, 6, 20
 TAU, BETA, TEMPERATURE = 1.5, 2.0, 3.0
@@ -573,6 +575,8 @@ REFUSED = [
     ("rcekd_L", True, "whole numbers above 0"),
     ("rcekd_M", 60, "up to 59"),
     ("rcekd_tau", 0, "numbers above 0"),
+    ("rcekd_tau", float("nan"), "numbers above 0"),
+    ("rcekd_beta", float("inf"), "numbers from 0"),
     ("rcekd_T", -2.0, "numbers above 0"),
     ("rcekd_beta", -0.1, "numbers from 0"),
     ("rcekd_sampling", "uniform", "closure, rank"),
@@ -594,6 +598,21 @@ def test_refused_options(key: str, value: Any, allowed: str) -> None:
     assert message.startswith(f"--{key}={value}: ")
     assert allowed in message
     assert "\n" not in message
+
+
+class DenseStudent(TinyModel):
+    """A student whose own scorer cannot learn."""
+
+    def make_scorer(self, history: UserHistory) -> Scorer:
+        return DenseScorer(self, history)
+
+
+def test_a_student_without_vectors_is_refused() -> None:
+    world = make_world(student=DenseStudent)
+    with pytest.raises(
+        KDError, match=r"^--student=Tiny: .*DenseScorer.* allowed is a FactorScorer$"
+    ):
+        make(world)
 
 
 def test_longest_list_depends_on_the_mask() -> None:

@@ -55,6 +55,11 @@ class Distiller(AbstractRecommender):
         super().__init__()
         self.check(config, history)
         require_factorised(type(student), config["model"])
+        if not scorer.factorised:
+            raise KDError(
+                f"--student={config['model']}: its make_scorer gives a {type(scorer).__name__}, "
+                "whose scores have no gradient; allowed is a FactorScorer"
+            )
         self.type = student.type
         self.input_type = getattr(student, "input_type", None)
         self.device = config["device"]
