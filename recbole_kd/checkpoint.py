@@ -147,7 +147,7 @@ def load(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise KDError(f"checkpoint {path}: there is no such file")
-    if not zipfile.is_zipfile(path):
+    if not _is_zip(path):
         raise KDError(
             f"checkpoint {path}: not a torch checkpoint, or a truncated one "
             f"({path.stat().st_size} bytes)"
@@ -161,7 +161,9 @@ def load(path: str | Path) -> dict[str, Any]:
             "nothing was loaded and none of its code was run"
         ) from error
     except pickle.UnpicklingError as error:
-        raise KDError(f"checkpoint {path}: refused, {_first_line(error)}") from error
+        # torch wraps the reason in advice to load the file without restriction.
+        reason = _first_line(error.__context__ or error)
+        raise KDError(f"checkpoint {path}: refused, {reason}") from error
     except Exception as error:  # a damaged or hostile file can make the readers raise anything
         raise KDError(f"checkpoint {path}: corrupt or truncated ({_first_line(error)})") from error
     if not isinstance(content, dict) or "state_dict" not in content:
@@ -175,6 +177,13 @@ class _UnknownObject(Exception):
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
 
 
 def _load_restricted(file: IO[bytes]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,6 +33,11 @@ def _say(text: str) -> None:
     sys.stdout.write(text.rstrip("\n") + "\n")
 
 
+def _traceback() -> None:
+    """Where the error came from, for those who run with ``--state=DEBUG``."""
+    logging.getLogger(__name__).debug("refused here", exc_info=True)
+
+
 def _long_options(arguments: Sequence[str]) -> list[str]:
     """``-m X`` and ``--key X`` of the four names, in the ``--key=value`` form of all others."""
     short = {"-m": "--model", "-d": "--dataset"}
@@ -43,7 +49,7 @@ def _long_options(arguments: Sequence[str]) -> list[str]:
         head, equals, value = word.partition("=")
         head = short.get(head, head)
         if not equals and head in spaced:
-            if not rest:
+            if not rest or rest[0].startswith("-"):
                 raise KDError(f"command line: {head} needs a value")
             equals, value = "=", rest.pop(0)
         result.append(head + equals + value)
@@ -69,10 +75,9 @@ def convert(arguments: Sequence[str]) -> int:
 
     plain = [a for a in arguments if not a.startswith("--")]
     if len(plain) != 3:
-        formats = "\n".join(f"  {name}: {text}" for name, (_, text) in FORMATS.items())
         raise KDError(
             f"convert: found {len(plain)} of the arguments <format> <raw> <out>; "
-            f"formats are\n{formats}"
+            f"formats are {', '.join(FORMATS)}"
         )
     options = parse_arguments([a for a in arguments if a.startswith("--")])
     _say(run(*plain, **options).summary())
@@ -128,8 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         return command(words[1:])
     except KDError as error:
+        _traceback()
         sys.stderr.write(f"recbole-kd: {error}\n")
-        return 2
+    except OSError as error:
+        _traceback()
+        named = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"recbole-kd: {named}{error.strerror or error}\n")
+    return 2
 
 
 if __name__ == "__main__":

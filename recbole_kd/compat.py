@@ -23,10 +23,7 @@ from recbole_kd.errors import KDError
 
 NUMPY_ALIASES = {
     "bool": np.bool_,
-    "int": np.int64,
     "float": np.float64,
-    "complex": np.complex128,
-    "object": np.object_,
     "str": np.str_,
     "long": np.int64,
 }
@@ -104,6 +101,20 @@ SHIMS = (
         "compat.no_default_tensorboard, entered while our trainer is constructed",
         "RecBole takes the folder from its configuration",
     ),
+    Shim(
+        "catalogue metrics",
+        "ItemCoverage, GiniIndex, AveragePopularity, TailPercentage raise AttributeError: no 'cpu'",
+        "RecBole 1.2.1",
+        "recbole_kd.evaluation.TopKCollector.get_data_struct",
+        "RecBole's Collector moves only tensors",
+    ),
+    Shim(
+        "float32 times",
+        "interactions up to 128 s apart are ordered, and split, by their place in the file",
+        "every RecBole 1.x",
+        "recbole_kd.data.ExactTime keeps float64 until the split is made",
+        "RecBole keeps times in float64",
+    ),
 )
 
 
@@ -132,8 +143,10 @@ def scipy_dok_update() -> bool:
     Returns:
         Whether it was missing.
     """
-    from scipy.sparse import dok_matrix
-
+    try:
+        from scipy.sparse import dok_matrix
+    except ImportError:  # doctor says so
+        return False
     if hasattr(dok_matrix, "_update"):
         return False
     dok_matrix._update = _dok_update
@@ -204,10 +217,12 @@ def check_versions(installed: dict[str, str] | None = None) -> None:
 def apply() -> dict[str, Any]:
     """Install every patch; called once by ``import recbole_kd``.
 
+    Versions are checked where a run's configuration is made, so that ``recbole-kd doctor`` can
+    still say what is wrong with them.
+
     Returns:
         What was changed, for ``recbole-kd doctor``.
     """
-    check_versions()
     # RecBole's deprecated calls are known and pinned above; a user can do nothing about them.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
     return {

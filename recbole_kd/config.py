@@ -19,13 +19,15 @@ reads ``sys.argv``, and no text of the user is ever evaluated.
 
 from __future__ import annotations
 
-import functools
+import copy
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import recbole
 import yaml
 from recbole.config import Config
@@ -59,6 +61,9 @@ UNUSED_RECBOLE_KEYS = {
 }
 """RecBole's pickled data caches: unsafe to load and never read here."""
 
+UNLISTED_RECBOLE_KEYS = {"encoding", "tail_ratio"}
+"""Keys that RecBole's data sets and metrics read and that none of its lists and files names."""
+
 SEQUENTIAL_KEYS = {
     "ITEM_LIST_LENGTH_FIELD",
     "LIST_SUFFIX",
@@ -86,6 +91,25 @@ SECTION_KEYS = {
 }
 """Training keys that a section may set for one role."""
 
+TEXT_KEYS = {
+    *NAMES,
+    "checkpoint",
+    "checkpoint_dir",
+    "config_files",
+    "data_path",
+    "protocol",
+    "recipe",
+    "resume",
+}
+"""Names and paths: a data set called ``2024`` or ``1e5`` is no number."""
+
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+"""RecBole's optimisers. For any other name it trains with Adam and without weight decay."""
+
+
+WITHOUT_CUTOFF = {"gauc", "auc", "logloss", "mae", "rmse"}
+"""RecBole's metrics that are not ``name@k``."""
+
 
 class SafeLoader(yaml.SafeLoader):
     """YAML's safe loader, which also reads ``1e-5`` as a number, as RecBole's does."""
@@ -102,16 +126,36 @@ def parse_value(text: Any) -> Any:
     """Give a string of the command line its type, by YAML's safe rules; other values pass.
 
     ``True``, ``1e-5``, ``[10, 20]``, ``{'RS': [8, 1, 1]}`` and ``None`` are what they look like.
+    A numpy number, as a search over a grid gives it, becomes Python's.
     """
+    if isinstance(text, np.generic):
+        return text.item()
     if not isinstance(text, str):
         return text
     if text == "None":
         return None
     try:
         value = yaml.load(text, Loader=SafeLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: looks like a date and is none
         return text
-    return text if value is None and text not in {"~", "null"} else value
+    if isinstance(value, dict | list) and text.lstrip()[0] not in "[{":
+        return text  # words with a colon or a dash
+    return text if value is None and text not in {"~", "null", "Null", "NULL"} else value
+
+
+def parse_option(key: str, value: Any) -> Any:
+    """:func:`parse_value` for the value of ``key``: names and paths stay text, sections are filled.
+
+    Args:
+        key: Name of the option, with its section if it has one.
+        value: Its value as a caller or the command line gave it.
+    """
+    if isinstance(value, Mapping) and key in SECTIONS:
+        return {inner: parse_option(inner, v) for inner, v in value.items()}
+    parsed = parse_value(value)
+    if isinstance(value, str) and key.rpartition(".")[2] in TEXT_KEYS:
+        return parsed if parsed is None or isinstance(parsed, Mapping) else value
+    return parsed
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -124,14 +168,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise KDError(f"configuration file {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise KDError(f"configuration file {path}: not UTF-8 text ({error.reason})") from error
     try:
         value = yaml.load(text, Loader=SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise KDError(
             f"configuration file {path}{where}: not valid YAML "
-            f"({getattr(error, 'problem', None) or 'unreadable'})"
+            f"({getattr(error, 'problem', None) or error})"
         ) from error
     if value is None:
         return {}
@@ -150,6 +196,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
         KDError: An argument is not of that form, or one key has two different values.
     """
     flat: dict[str, str] = {}
+    said: dict[str, str] = {}
     for argument in arguments:
         if not argument.startswith("--") or argument == "--":
             raise KDError(
@@ -158,10 +205,11 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
             )
         key, equals, value = argument[2:].partition("=")
         value = value if equals else "True"
-        if flat.get(key, value) != value:
-            raise KDError(f"command line: --{key} is given twice, as '{flat[key]}' and '{value}'")
+        name = f"{key}.model" if key in SECTIONS else key
+        if said.setdefault(name, value) != value:
+            raise KDError(f"command line: --{key} is given twice, as '{said[name]}' and '{value}'")
         flat[key] = value
-    return nest({key: parse_value(value) for key, value in flat.items()})
+    return nest({key: parse_option(key, value) for key, value in flat.items()})
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,9 +279,11 @@ class Sources:
         named = {"model": model, "dataset": dataset, "student": student, "teacher": teacher}
         top = nest({k: v for k, v in named.items() if v is not None})
         layers = [Layer(f"file {f}", nest(read_yaml(f))) for f in files]
-        parsed = {k: parse_value(v) for k, v in (options or {}).items()}
+        # RecBole completes some dictionaries in place: never in the caller's own.
+        parsed = {k: parse_option(k, v) for k, v in copy.deepcopy(dict(options or {})).items()}
         layers.append(Layer("dictionary", nest(parsed)))
-        layers.append(Layer("command line", _merge(nest(command_line or {}), top)))
+        spoken = nest(copy.deepcopy(dict(command_line or {})))
+        layers.append(Layer("command line", _merge(spoken, top)))
         names: dict[str, Any] = {}
         for layer in layers:
             for key in ("model", "dataset"):
@@ -311,13 +361,16 @@ def recipe_layer(sources: Sources, method: str, recipe: Any) -> Layer | None:
     """
     if recipe in (None, "none", False):
         return None
+    named = recipe != "auto" and method == sources.method
+    if named and method != SCRATCH and not sources.teacher:
+        raise KDError(f"--recipe={recipe}: recipes go by pair; name the teacher's model: --teacher")
     student = short_name(sources.student)
     pair = student if method == SCRATCH else f"{short_name(sources.teacher or '')}-{student}"
     name = short_name(method) if recipe == "auto" else f"{short_name(method)}-{recipe}"
     parts = ("recipe", sources.dataset, pair, f"{name}.yaml")
     values = _shipped(*parts)
     if values is None:
-        if recipe == "auto" or method == SCRATCH:
+        if not named:
             return None
         folder = properties_dir().joinpath(*parts[:-1])
         known = sorted(p.stem for p in folder.glob("*.yaml")) if folder.is_dir() else []
@@ -348,12 +401,21 @@ class KDConfig(Config):
         if name is None:
             raise KDError("--teacher is missing: name a model, or give --teacher.checkpoint=PATH")
         self.import_path = name
-        super().__init__(model=name, dataset=sources.dataset)
+        self.sequences = False
+        try:
+            super().__init__(model=name, dataset=sources.dataset)
+        except KDError:
+            raise
+        except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise KDError(f"options of {name}: refused by RecBole: {reason}") from error
         self.final_config_dict["method"] = self.method
         self.final_config_dict["import_path"] = name
+        self._check_values()
 
     def compatibility_settings(self) -> None:
-        """Add the numpy names RecBole needs; its own version fails on numpy 2."""
+        """Refuse other libraries; add numpy's old names, for RecBole's way fails on numpy 2."""
+        compat.check_versions()
         compat.numpy_aliases()
 
     def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
@@ -380,26 +442,27 @@ class KDConfig(Config):
 
     def _load_internal_config_dict(self, model: str, model_class: Any, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
-        self._use_sequential_split(model_class)
-        chosen = {key: self._first_said(key) for key in ("recipe", "protocol")}
+        self._recbole_defaults = dict(self.internal_config_dict)
+        protocol = self._first_said("protocol")
         candidates = [
+            ("family", self._family_options(model_class)),
             ("overall.yaml", _shipped("overall.yaml")),
-            (f"model/{model}.yaml", _shipped("model", f"{model}.yaml")),
+            (f"model/{model}.yaml", model_defaults(self.import_path)),
             (f"dataset/{dataset}.yaml", _shipped("dataset", f"{dataset}.yaml")),
         ]
         if self.method != SCRATCH:
             name = short_name(self.method)
             candidates.append((f"method/{name}.yaml", method_defaults(self.method)))
-        if chosen["protocol"]:
-            candidates.append((f"protocol {chosen['protocol']}", _protocol(chosen["protocol"])))
+        if protocol:
+            candidates.append((f"protocol {protocol}", _protocol(protocol)))
         layers = [Layer(origin, values) for origin, values in candidates if values is not None]
-        layers += self._recipes(chosen["recipe"] or "auto")
+        layers += self._recipes(self._first_said("recipe", "auto"))
         self.layers = layers
         for layer in layers:
             self.internal_config_dict.update(flatten(layer.values, self.role))
 
-    def _first_said(self, key: str) -> Any:
-        found = None
+    def _first_said(self, key: str, default: Any = None) -> Any:
+        found = default
         for layer in self.sources.layers:
             found = layer.values.get(key, found)
         return found
@@ -407,20 +470,71 @@ class KDConfig(Config):
     def _recipes(self, recipe: Any) -> list[Layer]:
         """The pair's recipe holds for all roles; a scratch recipe of the student on top of it."""
         layers = []
-        if self.sources.method != SCRATCH and self.sources.teacher:
+        if self.sources.method != SCRATCH and (self.sources.teacher or recipe != "auto"):
             layers.append(recipe_layer(self.sources, self.sources.method, recipe))
         if self.role == "scratch" or self.sources.method == SCRATCH:
             layers.append(recipe_layer(self.sources, SCRATCH, recipe))
         return [layer for layer in layers if layer is not None]
 
-    def _use_sequential_split(self, model_class: Any) -> None:
-        """Give teacher and student one split: a sequential member settles it for both."""
-        names = [self.sources.student, self.sources.teacher]
-        others = [backbone_class(n) for n in names if n] if self.method != SCRATCH else []
-        sequential = {c for c in (*others, model_class) if c.type == ModelType.SEQUENTIAL}
-        if sequential and model_class.type != ModelType.SEQUENTIAL:
-            family = _recbole_yaml("quick_start_config", "sequential.yaml")
-            self.internal_config_dict["eval_args"] = family["eval_args"]
+    def _family_options(self, model_class: Any) -> dict[str, Any]:
+        """What the families of the run's models settle.
+
+        Teacher and student have one split: a sequential member decides it for all roles. A loss
+        over all items draws no negatives, which RecBole demands to be said.
+        """
+        options: dict[str, Any] = {}
+        members = [backbone_class(self.sources.student)]
+        if self.sources.method != SCRATCH and self.sources.teacher:
+            members.append(backbone_class(self.sources.teacher, "--teacher"))
+        self.sequences = any(cls.type == ModelType.SEQUENTIAL for cls in members)
+        if self.sequences and model_class.type != ModelType.SEQUENTIAL:
+            options["eval_args"] = _recbole_yaml("quick_start_config", "sequential.yaml")[
+                "eval_args"
+            ]
+        loss = {**self.internal_config_dict, **self.external_config_dict}.get("loss_type")
+        if model_class.type == ModelType.SEQUENTIAL and loss == "CE":
+            options["train_neg_sample_args"] = None
+        return options
+
+    # -- values --------------------------------------------------------------------------------
+
+    def _check_values(self) -> None:
+        """Refuse what would only fail, or silently mean something else, hours later.
+
+        Raises:
+            KDError: Names the option, what was found and what is allowed.
+        """
+        for key in ("epochs", "train_batch_size", "eval_batch_size", "eval_user_batch_size"):
+            self.positive_int(key)
+        if "embedding_size" in self.final_config_dict:
+            self.positive_int("embedding_size")
+        for key in ("seed", "split_seed", "stopping_step", "eval_step", "metric_decimal_place"):
+            self.whole_number(key)
+        for key in ("weight_decay", "adam_eps", "save_last_seconds", "min_token_overlap"):
+            self.number(key, low=0)
+        for key in ("learning_rate", "memory_budget_gb"):
+            self.number(key, low=0, above=True)
+        for key in ("allow_leak", "repeatable", "scratch"):
+            self.choice(key, (True, False))
+        self.choice("learner", LEARNERS)
+        measured = [
+            m if m.lower() in WITHOUT_CUTOFF else f"{m}@{k}"
+            for m in self["metrics"]
+            for k in self["topk"]
+        ]
+        if self["valid_metric"].lower() not in [m.lower() for m in measured]:
+            raise KDError(
+                f"{self._shown('valid_metric')}={self['valid_metric']}: metrics and topk give "
+                f"{', '.join(dict.fromkeys(measured))}; allowed is one of them"
+            )
+
+    def _shown(self, key: str) -> str:
+        """The option as its user wrote it, with its section."""
+        for layer in reversed(self.sources.layers):
+            for section in reversed(SCHEMA[self.role]):
+                if key in layer.values.get(section, {}):
+                    return f"--{section}.{key}"
+        return f"--{key}"
 
     def require(self, key: str) -> Any:
         """The value of a key that must be there.
@@ -438,9 +552,18 @@ class KDConfig(Config):
         Raises:
             KDError: It is something else.
         """
+        return self.whole_number(key, low=1)
+
+    def whole_number(self, key: str, low: int = 0) -> int:
+        """The value of a key that must be a whole number, at least ``low``.
+
+        Raises:
+            KDError: It is something else.
+        """
         value = self.require(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise KDError(f"--{key}={value}: allowed are whole numbers above 0")
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            bound = f"above {low - 1}" if low == 1 else f"from {low}"
+            raise KDError(f"{self._shown(key)}={value}: allowed are whole numbers {bound}")
         return value
 
     def number(self, key: str, low: float = float("-inf"), above: bool = False) -> float:
@@ -451,9 +574,9 @@ class KDConfig(Config):
         """
         value = self.require(key)
         right = isinstance(value, int | float) and not isinstance(value, bool)
-        if not right or value < low or (above and value == low):
+        if not right or not math.isfinite(value) or value < low or (above and value == low):
             bound = f" {'above' if above else 'from'} {low:g}" if low > float("-inf") else ""
-            raise KDError(f"--{key}={value}: allowed are numbers{bound}")
+            raise KDError(f"{self._shown(key)}={value}: allowed are numbers{bound}")
         return float(value)
 
     def choice(self, key: str, allowed: Sequence[Any]) -> Any:
@@ -464,12 +587,13 @@ class KDConfig(Config):
         """
         value = self.require(key)
         if value not in allowed:
-            raise KDError(f"--{key}={value}: allowed are {', '.join(map(str, allowed))}")
+            shown = ", ".join(map(str, allowed))
+            raise KDError(f"{self._shown(key)}={value}: allowed are {shown}")
         return value
 
     def learning_keys(self) -> set[str]:
         """Keys that model, method and training read, as opposed to paths, logs and data files."""
-        keys = SECTION_KEYS - {"save_last_seconds"} | _model_keys(self.import_path)
+        keys = SECTION_KEYS - {"save_last_seconds"} | _model_keys(self.import_path, "--model")
         if self.method != SCRATCH:
             keys |= set(method_defaults(self.method))
         for layer in self.sources.layers:
@@ -484,10 +608,11 @@ class KDConfig(Config):
     def changed(self) -> dict[str, tuple[Any, Any, str]]:
         """What differs from the defaults: key -> (default, value, where it came from).
 
-        Defaults are RecBole's and our ``overall``, ``model``, ``method`` files; data set, protocol,
-        recipe, files, dictionary and command line count as changes.
+        Defaults are RecBole's and our ``overall``, ``model``, ``method`` files; a sequential
+        partner's split, data set, protocol, recipe, files, dictionary and command line count as
+        changes.
         """
-        default = dict(_base_defaults(self.model, self.model_class.type))
+        default = dict(self._recbole_defaults)
         changes: dict[str, tuple[Any, Any, str]] = {}
         for layer in self.layers:
             if layer.origin.startswith(("overall", "model/", "method/")):
@@ -505,6 +630,8 @@ class KDConfig(Config):
 
 def plain(value: Any) -> Any:
     """Data that YAML and a weights-only checkpoint can hold: numbers, strings, lists, dicts."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -530,26 +657,23 @@ def method_defaults(method: str) -> dict[str, Any]:
     return values
 
 
-@functools.lru_cache(maxsize=64)
-def _base_defaults(model: str, model_type: ModelType) -> dict[str, Any]:
-    values = _recbole_yaml("overall.yaml")
-    values.update(_recbole_yaml("dataset", "sample.yaml"))
-    if model_type == ModelType.SEQUENTIAL:
-        values.update(_recbole_yaml("quick_start_config", "sequential.yaml"))
-    values.update(_recbole_yaml("model", f"{model}.yaml"))
-    return values
+def model_defaults(name: str) -> dict[str, Any] | None:
+    """The shipped defaults of a model; an outside class brings ``defaults`` as an attribute."""
+    values = _shipped("model", f"{short_name(name)}.yaml")
+    own = getattr(backbone_class(name), "defaults", None)
+    return nest(own) if values is None and own is not None else values
 
 
-def _model_keys(name: str | None) -> set[str]:
+def _model_keys(name: str | None, option: str) -> set[str]:
     """Keys a model reads: RecBole's YAML, ours, or the ``defaults`` of an outside class."""
     if name is None:
         return set()
+    cls = backbone_class(name, option)
     keys = set(_recbole_yaml("model", f"{short_name(name)}.yaml"))
-    ours = _shipped("model", f"{short_name(name)}.yaml") or {}
+    ours = model_defaults(name) or {}
     for role in SCHEMA:
         keys |= set(flatten(ours, role))
-    keys |= set(getattr(backbone_class(name), "defaults", {}))
-    if backbone_class(name).type == ModelType.SEQUENTIAL:
+    if cls.type == ModelType.SEQUENTIAL:
         keys |= SEQUENTIAL_KEYS
     return keys
 
@@ -557,23 +681,28 @@ def _model_keys(name: str | None) -> set[str]:
 def known_keys(sources: Sources) -> dict[str | None, set[str]]:
     """The keys each part of the run reads: ``None`` for the top level, then each section."""
     run = set(_recbole_yaml("overall.yaml")) | set(_recbole_yaml("dataset", "sample.yaml"))
+    run |= UNLISTED_RECBOLE_KEYS
     run |= {*dataset_arguments, *evaluation_arguments, *general_arguments, *training_arguments}
     run |= set(_recbole_yaml("dataset", f"{sources.dataset}.yaml"))
     run |= set(_shipped("overall.yaml") or {}) | set(
         flatten(_shipped("dataset", f"{sources.dataset}.yaml") or {}, "student")
     )
     run -= UNUSED_RECBOLE_KEYS | SEQUENTIAL_KEYS | set(SECTIONS)
-    student, teacher = _model_keys(sources.student), _model_keys(sources.teacher)
+    student = _model_keys(sources.student, "--student")
+    teacher, teacher_section = set(), set()
     if sources.method != SCRATCH:
         run |= set(method_defaults(sources.method))
-    else:
-        teacher = set()
-    sections = SECTION_KEYS
+        teacher_section = {"checkpoint"}
+        # A checkpoint brings all the options of the model in it.
+        if not sources.get("checkpoint", "teacher"):
+            teacher = _model_keys(sources.teacher, "--teacher")
+            teacher_section |= SECTION_KEYS | (teacher - SEQUENTIAL_KEYS)
+    section = SECTION_KEYS | (student - SEQUENTIAL_KEYS)
     return {
         None: run | student | teacher,
-        "student": sections | student,
-        "scratch_student": sections | student,
-        "teacher": sections | teacher | {"checkpoint"} if sources.method != SCRATCH else set(),
+        "student": section,
+        "scratch_student": section if sources.method != SCRATCH else set(),
+        "teacher": teacher_section,
     }
 
 
@@ -613,4 +742,8 @@ def _check_key(key: str, shown: str, known: set[str], origin: str, run: str) -> 
     if key in known:
         return
     hint = _elsewhere(key) or did_you_mean(key, known)
+    if shown != key and key in SEQUENTIAL_KEYS:
+        hint = f" Teacher and student share their sequences: set {key} without a section."
+    elif shown.startswith("teacher.") and known == {"checkpoint"}:
+        hint = " The checkpoint brings the teacher's options: give one or the other."
     raise KDError(f"{origin}: option '{shown}' is read by no part of this run ({run}).{hint}")

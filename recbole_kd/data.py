@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
-from recbole.data.dataset import Dataset
+from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import ModelType, init_seed
 
 from recbole_kd.config import KDConfig
 from recbole_kd.errors import KDError, did_you_mean
-from recbole_kd.history import UserHistory
+from recbole_kd.history import UserHistory, first_rows
 
 
 @dataclass
@@ -96,23 +97,66 @@ def load_split(config: KDConfig) -> Split:
         KDError: Files or columns are missing, or a user has no train interaction.
     """
     check_files(config)
-    init_seed(config["split_seed"], config["reproducibility"])
-    dataset = _dataset_class(config)(config)
-    parts = tuple(dataset.build())
+    dataset, parts = _build(config)
     if len(parts) != 3:
         raise KDError(
-            f"--benchmark_filename={config['benchmark_filename']}: found {len(parts)} parts, "
+            f"--eval_args: split={config['eval_args']['split']} gives {len(parts)} parts, "
             "allowed are three: train, valid and test"
         )
     uid, iid = dataset.uid_field, dataset.iid_field
     tokens = Tokens(*(list(map(str, dataset.field2id_token[f])) for f in (uid, iid)))
     history = UserHistory.from_dataset(parts[0])
     _check_users(config, parts, history, tokens)
+    if max(config["topk"]) >= len(tokens.items):
+        raise KDError(
+            f"--topk={config['topk']}: the data set has {len(tokens.items) - 1} items; "
+            "allowed are cut-offs up to that"
+        )
     prints = {}
     for name, part in zip(("train", "valid", "test"), parts, strict=True):
         pairs = history.pairs() if name == "train" else (part.inter_feat[uid], part.inter_feat[iid])
         prints[name] = fingerprint(pairs[0].numpy(), pairs[1].numpy(), tokens)
+    for data in (dataset, *parts):
+        _round_time(data)
     return Split(dataset, parts, tokens, history, prints)
+
+
+class ExactTime:
+    """Keeps times in float64 while RecBole orders and splits by them.
+
+    RecBole orders by float32, in which Unix times are 64 to 128 seconds apart: interactions of one
+    session come out in the order of the file.
+    """
+
+    time_field: str
+
+    def _dataframe_to_interaction(self, data: Any) -> Any:
+        interaction = super()._dataframe_to_interaction(data)  # type: ignore[misc]
+        if self.time_field in data and interaction[self.time_field].dtype == torch.float32:
+            exact = data[self.time_field].to_numpy(dtype=np.float64, copy=True)
+            interaction.interaction[self.time_field] = torch.from_numpy(exact)
+        return interaction
+
+
+def _round_time(data: Dataset) -> None:
+    """Give the models the float32 times they know, now that the order is settled."""
+    for field, values in data.inter_feat.interaction.items():
+        if values.dtype == torch.float64:
+            data.inter_feat.interaction[field] = values.float()
+
+
+def _build(config: KDConfig) -> tuple[Dataset, tuple[Dataset, ...]]:
+    """RecBole's data set and its parts; what RecBole refuses becomes one line."""
+    cls = _dataset_class(config)
+    if config.sequences and not issubclass(cls, SequentialDataset):
+        cls = SequentialDataset  # the other member of the run needs them
+    init_seed(config["split_seed"], config["reproducibility"])
+    try:
+        dataset = type(f"Exact{cls.__name__}", (ExactTime, cls), {})(config)
+        return dataset, tuple(dataset.build())
+    except (TypeError, ValueError, AttributeError, NotImplementedError, AssertionError) as error:
+        reason = " ".join(str(error).split()) or "assertion failed"
+        raise KDError(f"data set {config['dataset']}: refused by RecBole: {reason}") from error
 
 
 def _dataset_class(config: KDConfig) -> type[Dataset]:
@@ -160,13 +204,18 @@ def check_files(config: KDConfig) -> None:
 
 
 def _check_columns(config: KDConfig, path: Path) -> None:
-    with path.open(encoding=config["encoding"] or "utf-8") as file:
-        header = file.readline().rstrip("\n")
+    try:
+        with path.open(encoding=config["encoding"] or "utf-8") as file:
+            header = file.readline().rstrip("\n")
+    except (UnicodeDecodeError, LookupError) as error:
+        raise KDError(f"{path}: cannot be read as text ({error}); set --encoding") from error
     separator = config["field_separator"]
     columns = [field.rpartition(":")[0] or field for field in header.split(separator)]
     needed = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
-    ordered = config["eval_args"]["order"] == "TO" and config["benchmark_filename"] is None
-    if ordered or config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+    ready_made = config["benchmark_filename"] is not None
+    if config.sequences and ready_made:
+        needed.append(config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"])
+    elif config.sequences or (config["eval_args"]["order"] == "TO" and not ready_made):
         needed.append(config["TIME_FIELD"])
     missing = [field for field in needed if field not in columns]
     if missing or ":" not in header:
@@ -174,12 +223,22 @@ def _check_columns(config: KDConfig, path: Path) -> None:
             f"{path} line 1: found columns {', '.join(columns)}; needed are "
             f"{', '.join(needed)} as 'name:type' separated by {separator!r}"
         )
-    loaded = (config["load_col"] or {}).get("inter", columns)
+    loaded = _loaded_columns(config, columns)
     unloaded = [field for field in needed if field not in loaded]
     if unloaded:
+        option = "load_col" if config["load_col"] is not None else "unload_col"
         raise KDError(
-            f"--load_col={config['load_col']}: {', '.join(unloaded)} is needed from {path.name}"
+            f"--{option}={config[option]}: {', '.join(unloaded)} is needed from {path.name}"
         )
+
+
+def _loaded_columns(config: KDConfig, columns: list[str]) -> list[str]:
+    """The columns of an ``.inter`` file that RecBole loads."""
+    if config["load_col"] is None:
+        left_out = (config["unload_col"] or {}).get("inter") or ()
+        return [field for field in columns if field not in left_out]
+    chosen = config["load_col"].get("inter", [])
+    return columns if chosen == "*" else chosen
 
 
 def _check_users(
@@ -228,6 +287,28 @@ def item_sets(history: UserHistory) -> np.ndarray:
     return sets
 
 
+def without_sequences(train: SequentialDataset) -> SequentialDataset:
+    """A view of a train part as one row an interaction, for a model that reads no sequences.
+
+    The rows of a sequential data set are prefixes with their targets: the first item of each user
+    is in a prefix only, and would be neither trained on nor hidden.
+
+    Args:
+        train: The train part.
+    """
+    feat, suffix = train.inter_feat, train.config["LIST_SUFFIX"]
+    first = first_rows(feat[train.uid_field])
+    fields = {}
+    for field, values in feat.interaction.items():
+        if field == train.uid_field:
+            fields[field] = torch.cat([values[first], values])
+        elif field + suffix in feat.interaction:
+            fields[field] = torch.cat([feat[field + suffix][first, 0], values])
+    view = copy.copy(train)
+    view.inter_feat = Interaction(fields)
+    return view
+
+
 def make_loaders(config: KDConfig, split: Split) -> tuple[Any, Any, Any]:
     """RecBole's train, validation and test loaders on a shared split.
 
@@ -236,10 +317,12 @@ def make_loaders(config: KDConfig, split: Split) -> tuple[Any, Any, Any]:
         split: The split.
     """
     train_only = config.choice("eval_history", ("all", "train")) == "train"
-    config.positive_int("eval_user_batch_size")
-    samplers = create_samplers(config, split.dataset, list(split.parts))
+    parts = list(split.parts)
+    if isinstance(split.train, SequentialDataset) and config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+        parts[0] = without_sequences(split.train)
+    samplers = create_samplers(config, split.dataset, parts)
     loaders = []
-    for phase, part, sampler in zip(("train", "valid", "test"), split.parts, samplers, strict=True):
+    for phase, part, sampler in zip(("train", "valid", "test"), parts, samplers, strict=True):
         cls = get_dataloader(config, phase)
         if phase == "train":
             # A loader marks fields of the set it is given; each model gets its own view of it.

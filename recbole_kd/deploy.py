@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 import yaml
-from recbole.utils import ModelType, init_seed
+from recbole.utils import init_seed
 from torch import Tensor, nn
 
 from recbole_kd import checkpoint
@@ -20,7 +20,6 @@ from recbole_kd.config import KDConfig
 from recbole_kd.data import Split, Tokens, _dataset_class
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
-from recbole_kd.leak import same_history
 from recbole_kd.registry import backbone_class
 from recbole_kd.scoring import Scorer, scorer_for
 
@@ -29,10 +28,15 @@ EVALUATES = ("KD_DAGFM",)
 
 
 class PlainConfig(dict):
-    """Resolved options as a model reads them: a missing key is ``None``, as in RecBole."""
+    """Resolved options as a model reads them: by key (``None`` if it is missing) or by dot."""
 
     def __missing__(self, key: str) -> None:
         return None
+
+    def __getattr__(self, key: str) -> Any:
+        if key not in self:
+            raise AttributeError(key)
+        return self[key]
 
     @property
     def final_config_dict(self) -> dict[str, Any]:
@@ -229,19 +233,22 @@ def _check_dataset(dataset: Any, tokens: Tokens, history: UserHistory, path: Pat
     """Refuse a data set whose ids or train interactions are not those of the weights."""
     fields = zip((dataset.uid_field, dataset.iid_field), (tokens.users, tokens.items), strict=True)
     same = all(list(map(str, dataset.field2id_token[field])) == known for field, known in fields)
-    if not same or not same_history(UserHistory.from_dataset(dataset), history):
+    if not same or not torch.equal(_pairs(UserHistory.from_dataset(dataset)), _pairs(history)):
         raise KDError(
             f"checkpoint {path}: it was trained on other users, items or train interactions than "
-            "those of the data set given, or on the same in another order"
+            "those of the data set given, or on the same with other ids"
         )
+
+
+def _pairs(history: UserHistory) -> Tensor:
+    users, items = history.pairs()
+    return (users * history.n_items + items).sort().values
 
 
 def _build(
     name: str, config: PlainConfig, data: Any, state: dict[str, Tensor], path: Path
 ) -> nn.Module:
     cls = backbone_class(str(name), f"checkpoint {path}, model")
-    if not issubclass(cls, nn.Module):
-        raise KDError(f"checkpoint {path}: {name} is no model")
     if cls.__name__ in EVALUATES:
         raise KDError(f"checkpoint {path}: {name} evaluates text of the file as Python; refused")
     model = cls(config, data)
@@ -273,8 +280,12 @@ def _load_recbole(content: dict[str, Any], path: Path, device: torch.device) -> 
             f"{folder} is gone; run from where it lies, or train the teacher here"
         )
     init_seed(config["seed"], config["reproducibility"])
-    dataset = _dataset_class(config)(config)  # type: ignore[arg-type]
-    train = dataset.build()[0]
+    try:
+        dataset = _dataset_class(config)(config)  # type: ignore[arg-type]
+        train = dataset.build()[0]
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise KDError(f"checkpoint {path}: its data set cannot be read: {reason}") from error
     fields = (dataset.uid_field, dataset.iid_field)
     tokens = Tokens(*(list(map(str, dataset.field2id_token[f])) for f in fields))
     history = UserHistory.from_dataset(train)
@@ -288,6 +299,8 @@ def export_recbole(path: str | Path, target: str | Path) -> Path:
 
     RecBole's ``load_data_and_model`` opens the result without this package. RecBole has one seed
     for split and training; it is set to the split's, so that the same split is rebuilt.
+    RecBole reads times in single precision: its split by time is the same only if no two times of
+    a user come out equal there.
 
     Args:
         path: A checkpoint of ours, or a run's folder.
@@ -354,8 +367,3 @@ def _recbole_options(resolved: dict[str, Any], model_class: Any) -> dict[str, An
         "seed": resolved["split_seed"],
         "device": torch.device("cpu"),
     }
-
-
-def is_sequential(model: nn.Module) -> bool:
-    """Whether a RecBole model reads item sequences."""
-    return getattr(model, "type", None) == ModelType.SEQUENTIAL

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from recbole.evaluator.collector import Collector
 from torch import Tensor
+
+PER_BATCH = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label")
+"""What an evaluation collects batch by batch; the rest is collected once from the train data."""
 
 
 class TopKCollector(Collector):
@@ -42,3 +46,17 @@ class TopKCollector(Collector):
         hits = torch.isin(ranked, pairs).int()
         counts = torch.bincount(pairs // n_items, minlength=rows).int().unsqueeze(1)
         self.data_struct.update_tensor("rec.topk", torch.cat([hits, counts], dim=1))
+
+    def get_data_struct(self) -> Any:
+        """What was collected, on the CPU; the batches' share is dropped for the next evaluation.
+
+        RecBole's own fails on the counts that ItemCoverage, GiniIndex, AveragePopularity and
+        TailPercentage need: it moves them to the CPU as if they were tensors.
+        """
+        content = self.data_struct._data_dict
+        collected = copy.copy(self.data_struct)
+        collected._data_dict = {
+            k: v.cpu() if isinstance(v, Tensor) else v for k, v in content.items()
+        }
+        self.data_struct._data_dict = {k: v for k, v in content.items() if k not in PER_BATCH}
+        return collected

@@ -9,6 +9,19 @@ import torch
 from torch import Tensor
 
 
+def first_rows(users: Tensor) -> Tensor:
+    """Row of each user's first appearance, by ascending user, int64.
+
+    Args:
+        users: User of each row, ``[N]``.
+    """
+    order = users.argsort(stable=True)
+    ranked = users[order]
+    new = torch.ones(len(users), dtype=torch.bool)
+    new[1:] = ranked[1:] != ranked[:-1]
+    return order[new]
+
+
 @dataclass(frozen=True)
 class UserHistory:
     """Train interactions by user, compressed.
@@ -46,8 +59,8 @@ class UserHistory:
     def from_dataset(cls, train: Any) -> UserHistory:
         """Read a RecBole data set that holds the train split only.
 
-        A RecBole ``SequentialDataset`` is a row per prefix: the targets are the history but for
-        each user's first item, which is the only member of the row of length 1.
+        A RecBole ``SequentialDataset`` is a row per prefix, oldest first: what a user's first row
+        lists, and the targets of all rows, are the history.
 
         Args:
             train: The first of the parts that ``dataset.build()`` returns.
@@ -57,10 +70,11 @@ class UserHistory:
         time = feat[train.time_field] if train.time_field in feat.interaction else None
         lengths = getattr(train, "item_list_length_field", None)
         if lengths is not None and lengths in feat.interaction:
-            first = feat[lengths] == 1
-            lists = feat[train.iid_field + train.config["LIST_SUFFIX"]]
-            users = torch.cat([users[first], users])
-            items = torch.cat([lists[first, 0], items])
+            first = first_rows(users)
+            lists = feat[train.iid_field + train.config["LIST_SUFFIX"]][first]
+            inside = torch.arange(lists.shape[1]) < feat[lengths][first].unsqueeze(1)
+            users = torch.cat([users[first].repeat_interleave(inside.sum(1)), users])
+            items = torch.cat([lists[inside], items])
             time = None  # rows are already in order, and the first items now come first
         return cls.from_pairs(users, items, train.user_num, train.item_num, time)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from recbole_kd.data import Split
@@ -81,8 +80,3 @@ def guard(
         )
     logging.getLogger(__name__).warning("LEAK ALLOWED: %s. The results are not comparable.", found)
     return max(count, 0)
-
-
-def same_history(a: UserHistory, b: UserHistory) -> bool:
-    """Whether two histories hold the same interactions in the same ids and order."""
-    return torch.equal(a.offsets, b.offsets) and torch.equal(a.items, b.items)

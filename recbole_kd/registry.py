@@ -71,10 +71,12 @@ def backbone_names() -> list[str]:
 
 def _from_path(name: str, option: str) -> type[Any]:
     module_name, _, class_name = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), class_name]):
+        raise KDError(f"{option}={name}: allowed is package.module:Class")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and not module_name.startswith(error.name):
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise KDError(
             f"{option}={name}: there is no module '{module_name}' on the Python path"
@@ -82,6 +84,22 @@ def _from_path(name: str, option: str) -> type[Any]:
     if not isinstance(getattr(module, class_name, None), type):
         raise KDError(f"{option}={name}: module '{module_name}' has no class '{class_name}'")
     return getattr(module, class_name)
+
+
+def _require(cls: Any, name: str, option: str, members: tuple[str, ...], what: str) -> type[Any]:
+    """Refuse a class from outside that is not what its option names."""
+    missing = [m for m in members if not hasattr(cls, m)]
+    if missing:
+        raise KDError(f"{option}={name}: no {what}, it has no {', '.join(missing)}")
+    return cls
+
+
+def _require_method(cls: Any, name: str) -> type[Any]:
+    return _require(cls, name, "--model", ("kd_loss", "check"), "distillation method")
+
+
+def _require_model(cls: Any, name: str, option: str) -> type[Any]:
+    return _require(cls, name, option, ("calculate_loss", "type"), "RecBole model")
 
 
 def method_class(name: str) -> type[Any] | None:
@@ -99,13 +117,13 @@ def method_class(name: str) -> type[Any] | None:
     if name == SCRATCH:
         return None
     if ":" in name:
-        return _from_path(name, "--model")
+        return _require_method(_from_path(name, "--model"), name)
     classes = _package_classes("recbole_kd.methods")
     if name in classes:
         return getattr(importlib.import_module(classes[name]), name)
     entries = _entry_points("recbole_kd.methods")
     if name in entries:
-        return entries[name].load()
+        return _require_method(entries[name].load(), name)
     known = method_names()
     hint = did_you_mean(name, known)
     if name in backbone_names():
@@ -126,16 +144,19 @@ def backbone_class(name: str, option: str = "--student") -> type[Any]:
         KDError: No such model; the message gives the nearest names.
     """
     if ":" in name:
-        return _from_path(name, option)
+        return _require_model(_from_path(name, option), name, option)
     classes = _package_classes("recbole_kd.backbones")
     if name in classes:
         return getattr(importlib.import_module(classes[name]), name)
     entries = _entry_points("recbole_kd.models")
     if name in entries:
-        return entries[name].load()
+        return _require_model(entries[name].load(), name, option)
     if name in _recbole_names():
         return get_model(name)
+    hint = did_you_mean(name, backbone_names())
+    if name in method_names():
+        hint = f" '{name}' is a distillation method: name it with --model."
     raise KDError(
-        f"{option}={name}: there is no such model.{did_you_mean(name, backbone_names())} "
+        f"{option}={name}: there is no such model.{hint} "
         "RecBole's model names are case-sensitive, for example BPR, LightGCN, NeuMF, SASRec"
     )

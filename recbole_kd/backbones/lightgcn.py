@@ -35,7 +35,7 @@ class LightGCN(RecBoleLightGCN):
         items = torch.from_numpy(edges % self.n_items) + self.n_users
         nodes = self.n_users + self.n_items
         rows, columns = torch.cat([users, items]), torch.cat([items, users])
-        # RecBole's epsilon keeps isolated nodes finite.
+        # RecBole's epsilon; an isolated node has no entry at all.
         scale = (torch.bincount(rows, minlength=nodes).double() + 1e-7).pow(-0.5)
         values = (scale[rows] * scale[columns]).float()
         return torch.sparse_coo_tensor(

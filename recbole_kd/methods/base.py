@@ -69,6 +69,7 @@ class Distiller(AbstractRecommender):
         self.history = history
         self.n_users, self.n_items = history.n_users, history.n_items
         self.user_field = dataset.uid_field
+        self.options = config
         self.seed = config["seed"]
         self.kd_weight = float(config["kd_weight"])
         self.refresh_every = config["refresh_every"]
