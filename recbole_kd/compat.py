@@ -10,6 +10,7 @@ needed and right.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import sys
 import warnings
@@ -88,6 +89,13 @@ SHIMS = (
         "RecBole imports ray only for hyper-parameter search",
     ),
     Shim(
+        "anomaly detection",
+        "every training step records Python stacks: BPR is about a fifth slower",
+        "every RecBole 1.x, once any of its sequential models is imported (sine.py)",
+        "compat.import_sequential_models imports them first and puts the setting back",
+        "RecBole's sine.py stops calling set_detect_anomaly(True)",
+    ),
+    Shim(
         "in-place fillna",
         "missing values stay NaN without an error",
         "pandas >= 3.0",
@@ -151,6 +159,16 @@ def scipy_dok_update() -> bool:
         return False
     dok_matrix._update = _dok_update
     return True
+
+
+def import_sequential_models() -> Any:
+    """RecBole's package of sequential models, without the anomaly detection it switches on."""
+    import torch
+
+    before = torch.is_anomaly_enabled()
+    package = importlib.import_module("recbole.model.sequential_recommender")
+    torch.autograd.set_detect_anomaly(before)
+    return package
 
 
 @contextlib.contextmanager

@@ -17,7 +17,10 @@ from typing import Any
 import recbole
 from recbole.utils import get_model
 
+from recbole_kd import compat
 from recbole_kd.errors import KDError, did_you_mean
+
+compat.import_sequential_models()
 
 SCRATCH = "Scratch"
 """The value of ``--model`` that trains the student alone: there is no method class."""

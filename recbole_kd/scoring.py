@@ -22,20 +22,12 @@ from recbole.model.general_recommender.lightgcn import LightGCN
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from recbole_kd import compat
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 
+_SEQUENTIAL = compat.import_sequential_models()
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-
-
-def _sequence_encoders() -> tuple[type[nn.Module], ...]:
-    """RecBole's encoders; importing any of its sequential models turns anomaly detection on."""
-    anomaly = torch.is_anomaly_enabled()
-    from recbole.model.sequential_recommender.gru4rec import GRU4Rec
-    from recbole.model.sequential_recommender.sasrec import SASRec
-
-    torch.autograd.set_detect_anomaly(anomaly)
-    return SASRec, GRU4Rec
 
 
 class _GatherDot(torch.autograd.Function):
@@ -289,7 +281,8 @@ class DenseScorer(Scorer):
 FACTORISED: dict[type[nn.Module], Callable[[nn.Module, UserHistory], FactorScorer]] = {
     BPR: TableScorer,
     LightGCN: GraphScorer,
-    **dict.fromkeys(_sequence_encoders(), SequenceScorer),
+    _SEQUENTIAL.SASRec: SequenceScorer,
+    _SEQUENTIAL.GRU4Rec: SequenceScorer,
 }
 """Models with a factorised scorer. A model class may bring its own as ``make_scorer``."""
 

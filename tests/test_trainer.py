@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -312,3 +314,11 @@ def test_loaders_of_a_method_see_the_batches_of_the_scratch_student(options):
         train = make_loaders(config, split)[0]
         seen.append([tuple(b[f].tolist() for f in b.interaction) for b in train])
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("module", ["scoring", "registry", "quick_start"])
+def test_importing_us_leaves_anomaly_detection_off(module):
+    code = f"import torch, recbole_kd.{module}; assert not torch.is_anomaly_enabled()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import torch, recbole.model.sequential_recommender; assert torch.is_anomaly_enabled()"
+    subprocess.run([sys.executable, "-c", code], check=True)
