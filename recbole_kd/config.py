@@ -517,6 +517,10 @@ class KDConfig(Config):
         for key in ("allow_leak", "repeatable", "scratch"):
             self.choice(key, (True, False))
         self.choice("learner", LEARNERS)
+        self.choice("eval_history", ("all", "train"))
+        mode = self["eval_args"]["mode"]["test"]
+        if self["eval_history"] == "train" and mode != "full":
+            raise KDError(f"--eval_history=train: found eval_args.mode={mode}; allowed is full")
         measured = [
             m if m.lower() in WITHOUT_CUTOFF else f"{m}@{k}"
             for m in self["metrics"]

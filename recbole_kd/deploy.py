@@ -20,7 +20,7 @@ from recbole_kd.config import KDConfig
 from recbole_kd.data import Split, Tokens, _dataset_class
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
-from recbole_kd.registry import backbone_class
+from recbole_kd.registry import backbone_class, recbole_class
 from recbole_kd.scoring import Scorer, scorer_for
 
 EVALUATES = ("KD_DAGFM",)
@@ -310,7 +310,6 @@ def export_recbole(path: str | Path, target: str | Path) -> Path:
         KDError: The model is not one of RecBole's, or a file cannot be read or written.
     """
     from recbole.config import Config
-    from recbole.utils import get_model
 
     path = Path(path)
     path = path / "best.pt" if path.is_dir() else path
@@ -320,10 +319,7 @@ def export_recbole(path: str | Path, target: str | Path) -> Path:
     if "model" not in content:
         raise KDError(f"checkpoint {path}: it holds no model; is it a last.pt?")
     name = content["model"]
-    try:
-        model_class = get_model(name)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise KDError(f"checkpoint {path}: model {name} is not one of RecBole's") from error
+    model_class = recbole_class(name, f"checkpoint {path}")
     config = Config.__new__(Config)
     config._init_parameters_category()
     options = _recbole_options(content["config"], model_class)

@@ -18,7 +18,7 @@ from recbole_kd.config import KDConfig, Sources, check_keys
 from recbole_kd.data import Split, load_split, make_loaders
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
-from recbole_kd.registry import method_class
+from recbole_kd.registry import method_class, recbole_class
 from recbole_kd.scoring import Scorer, require_factorised, scorer_for
 from recbole_kd.teacher import FrozenTeacher, join_tokens, report_overlap
 from recbole_kd.trainer import RunTrainer
@@ -113,7 +113,8 @@ class Run:
         self.teacher_config: KDConfig | None = None
         if self.method is not None and not self.checkpoint_teacher:
             self.teacher_config = KDConfig(sources, "teacher")
-        self.config.choice("save_format", ("safe", "recbole"))
+        if self.config.choice("save_format", ("safe", "recbole")) == "recbole":
+            recbole_class(sources.student, "--save_format=recbole")
         self.config.choice("empty_users", ("refuse", "keep"))
         self.split = load_split(self.config)
         if self.method is not None:

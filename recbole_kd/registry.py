@@ -163,3 +163,19 @@ def backbone_class(name: str, option: str = "--student") -> type[Any]:
         f"{option}={name}: there is no such model.{hint} "
         "RecBole's model names are case-sensitive, for example BPR, LightGCN, NeuMF, SASRec"
     )
+
+
+def recbole_class(name: str, where: str) -> type[Any]:
+    """RecBole's own class of a name, which RecBole finds without this package.
+
+    Args:
+        name: Name of the model.
+        where: The file or option the name came from, for the message.
+
+    Raises:
+        KDError: RecBole has no such class.
+    """
+    try:
+        return get_model(name)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise KDError(f"{where}: model {name} is not one of RecBole's") from error

@@ -151,7 +151,15 @@ class FrozenTeacher:
         Returns:
             Item ids ``[n_users, k]``, int32, best first, and scores ``[n_users, k]``, float32.
             Rows of padding and of users the teacher does not know are 0.
+
+        Raises:
+            KDError: ``k`` is above the number of items the teacher knows.
         """
+        if k > self.n_known_items:
+            raise KDError(
+                f"teacher: a list of {k} items is asked of it, it knows {self.n_known_items} of the "
+                "student's items; allowed are lists up to that"
+            )
         key = (k, mask_train)
         if key not in self._top:
             self._top[key] = self._compute_top_k(k, mask_train)

@@ -613,6 +613,8 @@ def test_defaults_of_a_model_from_outside(tmp_path: Path, monkeypatch: pytest.Mo
         (["--topk=[5]"], ["--valid_metric=NDCG@10", "NDCG@5"]),
         (["--valid_metric=Foo@10"], ["--valid_metric=Foo@10", "Recall@10"]),
         (["--valid_metric=NDCG"], ["--valid_metric=NDCG"]),
+        (["--eval_history=none"], ["--eval_history=none", "all, train"]),
+        (["--eval_history=train", "--eval_args={'mode': 'uni50'}"], ["--eval_history", "uni50"]),
         (["--metrics=Foo"], ["options of BPR", "'Foo'"]),
         (["--topk=[0]"], ["options of BPR", "topk"]),
         (["--eval_args=3"], ["options of BPR", "eval_args"]),

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from recbole.data.interaction import Interaction
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_kd.config import KDConfig, Sources
 from recbole_kd.data import make_loaders
@@ -19,7 +19,7 @@ from recbole_kd.history import UserHistory
 from recbole_kd.losses import soft_targets
 from recbole_kd.quick_start import translate_history
 from recbole_kd.registry import method_class
-from recbole_kd.scoring import Scorer, scorer_for
+from recbole_kd.scoring import Scorer, TableScorer, scorer_for
 from recbole_kd.teacher import UNKNOWN_SCORE, FrozenTeacher, join_tokens, report_overlap
 from recbole_kd.trainer import RunTrainer
 
@@ -351,3 +351,19 @@ def test_report_overlap(caplog: pytest.LogCaptureFixture) -> None:
         with pytest.raises(KDError, match=r"there\.pt.*50\.0%.*min_token_overlap=0\.6") as error:
             report_overlap(users, items, 0.6, "there.pt")
         assert "\n" not in str(error.value)
+
+
+def test_a_list_longer_than_what_the_teacher_knows_is_refused():
+    class Known(nn.Module):
+        n_items = 6
+
+        def __init__(self):
+            super().__init__()
+            self.user_embedding, self.item_embedding = nn.Embedding(3, 2), nn.Embedding(6, 2)
+
+    history = UserHistory.from_pairs(torch.tensor([1, 2]), torch.tensor([1, 2]), 3, 6)
+    items = torch.tensor([0, 1, 2, 3, -1, -1])
+    teacher = FrozenTeacher(TableScorer(Known(), history), torch.arange(3), items, history)
+    assert teacher.top_k(3)[0].shape == (3, 3)
+    with pytest.raises(KDError, match="knows 3"):
+        teacher.top_k(4)
