@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import inspect
 import json
@@ -11,6 +12,7 @@ import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ SHOWN = {
     "dok_matrix._update": "test_graph_models_*",
     "torch.load weights_only": "test_stock_checkpoints_*",
     "quick_start imports ray": "test_stock_symptoms, test_a_run_leaves_*",
+    "anomaly detection": "test_sequential_models_*, test_a_run_leaves_*",
     "in-place fillna": "test_versions_*",
     "TensorBoard folder": "test_stock_trainers_*, test_a_run_leaves_*",
     "catalogue metrics": "test_evaluation.py: test_metrics_of_the_catalogue",
@@ -262,6 +265,45 @@ def test_stock_checkpoints_are_not_ours(root: Path, split: Split, tmp_path: Path
     assert set(plain["state_dict"]) == set(trainer.model.state_dict())
 
 
+# -- anomaly detection -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def anomaly_detection() -> Iterator[None]:
+    """Puts the process-wide setting back."""
+    before = torch.is_anomaly_enabled()
+    yield
+    torch.autograd.set_detect_anomaly(before)
+
+
+@pytest.mark.usefixtures("anomaly_detection")
+def test_sequential_models_switch_it_on() -> None:
+    from recbole.model.sequential_recommender import sine
+
+    torch.autograd.set_detect_anomaly(False)
+    importlib.reload(sine)
+    assert torch.is_anomaly_enabled()
+
+
+@pytest.mark.usefixtures("anomaly_detection")
+@pytest.mark.parametrize("before", [False, True])
+def test_sequential_models_are_imported_with_the_setting_put_back(
+    monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    asked = []
+
+    def first_import(name: str) -> str:
+        torch.autograd.set_detect_anomaly(True)
+        asked.append(name)
+        return name
+
+    monkeypatch.setattr(importlib, "import_module", first_import)
+    torch.autograd.set_detect_anomaly(before)
+    assert compat.import_sequential_models() == "recbole.model.sequential_recommender"
+    assert torch.is_anomaly_enabled() is before
+    assert len(asked) == 1
+
+
 # -- folders -----------------------------------------------------------------------------------
 
 
@@ -304,17 +346,21 @@ result = recbole_kd.run_recbole_kd(
         "rcekd_K": 5, "rcekd_L": 5, "rcekd_M": 9, "teacher.embedding_size": 4,
     },
 )
-print(json.dumps([light, sorted(sys.modules), sorted(os.listdir()), result["test_result"]]))
+import torch
+found = {"anomaly": torch.is_anomaly_enabled(), "files": sorted(os.listdir())}
+found.update(light=light, modules=sorted(sys.modules), result=result["test_result"])
+print(json.dumps(found))
 """
 
 
 def test_a_run_leaves_nothing_but_its_folder(root: Path, tmp_path: Path) -> None:
-    light, modules, files, result = python(tmp_path, RUN.replace("ROOT", repr(str(root))))
-    assert light == []
-    assert files == ["saved"]
-    assert "recbole.trainer" in modules
-    assert not {"recbole.quick_start", "ray", "thop", "pkg_resources"} & set(modules)
-    assert set(result) == {"recall@10", "recall@20", "ndcg@10", "ndcg@20"}
+    found = python(tmp_path, RUN.replace("ROOT", repr(str(root))))
+    assert found["light"] == []
+    assert found["files"] == ["saved"]
+    assert "recbole.trainer" in found["modules"]
+    assert not {"recbole.quick_start", "ray", "thop", "pkg_resources"} & set(found["modules"])
+    assert found["anomaly"] is False
+    assert set(found["result"]) == {"recall@10", "recall@20", "ndcg@10", "ndcg@20"}
 
 
 # -- versions ----------------------------------------------------------------------------------
@@ -455,6 +501,7 @@ def test_models_train_and_test(root: Path, student: str) -> None:
         saved=False,
         config_dict={
             "data_path": str(root),
+            "checkpoint_dir": str(root / "saved"),
             "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
             "epochs": 1,
             "train_batch_size": 512,

@@ -816,6 +816,7 @@ def test_a_method_moves_neither_batches_nor_negatives(
 ) -> None:
     def two_epochs(model: str, **more: Any) -> list[dict[str, torch.Tensor]]:
         options = {**SMALL, "epochs": 2, "data_path": str(root), "scratch": False, **more}
+        options["checkpoint_dir"] = str(root / "saved")
         del options["teacher.embedding_size"]
         if model == "Scratch":
             del options["scratch"]

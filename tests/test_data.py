@@ -64,6 +64,7 @@ def config_for(root: Path, role: str = "student", name: str = "tiny", **options:
     """A configuration on a data set of ours, its times loaded."""
     given = {
         "data_path": str(root),
+        "checkpoint_dir": str(root / "saved"),
         "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
         "MAX_ITEM_LIST_LENGTH": 5,
         "student": "BPR",

@@ -255,11 +255,12 @@ def test_the_whole_evaluation_is_recboles_on_ml100k(
 
 
 def test_two_runs_with_one_seed_agree(root: Path) -> None:
+    folders = {"data_path": str(root), "checkpoint_dir": str(root / "saved")}
     results = [
         run_recbole_kd(
             "Scratch",
             "tiny",
-            config_dict={"data_path": str(root), "epochs": 2, "seed": seed, "state": "WARNING"},
+            config_dict={"epochs": 2, "seed": seed, "state": "WARNING", **folders},
             saved=False,
             student="BPR",
             command_line={"show_progress": False},
