@@ -41,10 +41,14 @@ def provenance(seeds: list[int]) -> str:
 
 
 def _relative(argument: str) -> str:
-    path = Path(argument)
-    if path.is_absolute() and path.exists():
-        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
-    return argument
+    """Without the folders of the machine it ran on."""
+    words = []
+    for word in argument.split(" "):
+        path = Path(word)
+        if path.is_absolute():
+            word = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+        words.append(word)
+    return " ".join(words)
 
 
 def parser(text: str) -> argparse.ArgumentParser:

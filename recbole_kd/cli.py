@@ -63,7 +63,7 @@ def train(arguments: Sequence[str]) -> int:
 
     options = parse_arguments(_long_options(arguments))
     files = str(options.pop("config_files", "") or "").split()
-    run_recbole_kd(config_file_list=files, command_line=options)
+    _say(run_recbole_kd(config_file_list=files, command_line=options)["table"])
     return 0
 
 

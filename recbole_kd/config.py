@@ -46,7 +46,7 @@ from recbole_kd.resources import properties_dir
 
 SECTIONS = ("student", "teacher", "scratch_student")
 NAMES = ("model", "dataset", "student", "teacher")
-SCHEMA = {
+ROLE_SECTIONS = {
     "student": ("student",),
     "teacher": ("teacher",),
     "scratch": ("student", "scratch_student"),
@@ -328,7 +328,7 @@ def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 def flatten(values: Mapping[str, Any], role: str) -> dict[str, Any]:
     """The keys of one source as they hold for ``role``: its sections over the top level."""
     flat = {k: v for k, v in values.items() if k not in SECTIONS}
-    for section in SCHEMA[role]:
+    for section in ROLE_SECTIONS[role]:
         flat.update(values.get(section) or {})
     return flat
 
@@ -535,7 +535,7 @@ class KDConfig(Config):
     def _shown(self, key: str) -> str:
         """The option as its user wrote it, with its section."""
         for layer in reversed(self.sources.layers):
-            for section in reversed(SCHEMA[self.role]):
+            for section in reversed(ROLE_SECTIONS[self.role]):
                 if key in layer.values.get(section, {}):
                     return f"--{section}.{key}"
         return f"--{key}"
@@ -601,7 +601,7 @@ class KDConfig(Config):
         if self.method != SCRATCH:
             keys |= set(method_defaults(self.method))
         for layer in self.sources.layers:
-            for section in SCHEMA[self.role]:
+            for section in ROLE_SECTIONS[self.role]:
                 keys |= set(layer.values.get(section, {}))
         return keys
 
@@ -675,7 +675,7 @@ def _model_keys(name: str | None, option: str) -> set[str]:
     cls = backbone_class(name, option)
     keys = set(_recbole_yaml("model", f"{short_name(name)}.yaml"))
     ours = model_defaults(name) or {}
-    for role in SCHEMA:
+    for role in ROLE_SECTIONS:
         keys |= set(flatten(ours, role))
     if cls.type == ModelType.SEQUENTIAL:
         keys |= SEQUENTIAL_KEYS

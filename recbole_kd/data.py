@@ -309,6 +309,14 @@ def without_sequences(train: SequentialDataset) -> SequentialDataset:
     return view
 
 
+def train_part(config: KDConfig, split: Split) -> Dataset:
+    """The train split in the form the model reads: prefix rows, or one row an interaction."""
+    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    if isinstance(split.train, SequentialDataset) and not sequential:
+        return without_sequences(split.train)
+    return split.train
+
+
 def make_loaders(config: KDConfig, split: Split) -> tuple[Any, Any, Any]:
     """RecBole's train, validation and test loaders on a shared split.
 
@@ -317,9 +325,7 @@ def make_loaders(config: KDConfig, split: Split) -> tuple[Any, Any, Any]:
         split: The split.
     """
     train_only = config.choice("eval_history", ("all", "train")) == "train"
-    parts = list(split.parts)
-    if isinstance(split.train, SequentialDataset) and config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
-        parts[0] = without_sequences(split.train)
+    parts = [train_part(config, split), *split.parts[1:]]
     samplers = create_samplers(config, split.dataset, parts)
     loaders = []
     for phase, part, sampler in zip(("train", "valid", "test"), parts, samplers, strict=True):

@@ -225,6 +225,7 @@ def _load_ours(
     else:
         _check_dataset(dataset, tokens, history, path)
     model = _build(content["model"], config, dataset, content["state_dict"], path)
+    model.load_other_parameter(content.get("other_parameter"))
     scorer = scorer_for(model, history)
     return LoadedModel(model, scorer, tokens, history, config, content.get("split", {}))
 
@@ -245,9 +246,7 @@ def _pairs(history: UserHistory) -> Tensor:
     return (users * history.n_items + items).sort().values
 
 
-def _build(
-    name: str, config: PlainConfig, data: Any, state: dict[str, Tensor], path: Path
-) -> nn.Module:
+def _build(name: str, config: PlainConfig, data: Any, state: dict[str, Tensor], path: Path) -> Any:
     cls = backbone_class(str(name), f"checkpoint {path}, model")
     if cls.__name__ in EVALUATES:
         raise KDError(f"checkpoint {path}: {name} evaluates text of the file as Python; refused")

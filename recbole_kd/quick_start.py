@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recbole.trainer import Trainer  # noqa: F401  (fails early where RecBole is broken)
 from torch import nn
 
 from recbole_kd import checkpoint, deploy, leak, report, training
-from recbole_kd.config import KDConfig, Sources, check_keys
+from recbole_kd.config import KDConfig, Sources, check_keys, short_name
 from recbole_kd.data import Split, load_split, make_loaders
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
@@ -23,8 +23,6 @@ from recbole_kd.scoring import Scorer, require_factorised, scorer_for
 from recbole_kd.teacher import FrozenTeacher, join_tokens, report_overlap
 from recbole_kd.trainer import RunTrainer
 
-DISTRIBUTED = ("nproc", "world_size", "ip", "port", "group_offset", "local_rank")
-
 
 def run_recbole_kd(
     model: str | None = None,
@@ -32,6 +30,7 @@ def run_recbole_kd(
     config_file_list: Sequence[str | Path] | None = None,
     config_dict: Mapping[str, Any] | None = None,
     saved: bool = True,
+    *,
     student: str | None = None,
     teacher: str | None = None,
     command_line: Mapping[str, Any] | None = None,
@@ -70,12 +69,12 @@ def run_recbole_kd(
 
 
 def _refuse_distributed(sources: Sources) -> None:
-    for key in DISTRIBUTED:
+    for key in ("nproc", "world_size"):
         value = sources.get(key)
+        if value not in (None, 1, -1, 0):
+            raise KDError(f"--{key}={value}: distributed training is not supported; allowed is 1")
         for layer in sources.layers:
             layer.values.pop(key, None)
-        if key in ("nproc", "world_size") and value not in (None, 1, -1, 0):
-            raise KDError(f"--{key}={value}: distributed training is not supported; allowed is 1")
 
 
 @dataclass
@@ -109,13 +108,18 @@ class Run:
         self.sources, self.saved = sources, saved
         self.config = KDConfig(sources, "student")
         self.log = start_logging(self.config)
-        self._say_changes(self.config)
-        self.teacher_config: KDConfig | None = None
+        self.teacher_config = self.scratch_config = None
         if self.method is not None and not self.checkpoint_teacher:
             self.teacher_config = KDConfig(sources, "teacher")
+        if self.method is not None and self.config["scratch"]:
+            self.scratch_config = KDConfig(sources, "scratch")
+        for config in (self.config, self.teacher_config, self.scratch_config):
+            if config is not None:
+                self._say_changes(config)
         if self.config.choice("save_format", ("safe", "recbole")) == "recbole":
             recbole_class(sources.student, "--save_format=recbole")
         self.config.choice("empty_users", ("refuse", "keep"))
+        training.check_resume(self.config["resume"], saved)
         self.split = load_split(self.config)
         if self.method is not None:
             require_factorised(self.config.model_class, self.config["model"])
@@ -140,9 +144,8 @@ class Run:
         """Teacher, scratch student, distilled student."""
         teacher = self._teacher()
         scratch = None
-        if self.config["scratch"]:
-            scratch_config = KDConfig(self.sources, "scratch")
-            scratch = training.train_alone(scratch_config, self.split, self.saved)
+        if self.scratch_config is not None:
+            scratch = training.train_alone(self.scratch_config, self.split, self.saved)
         more = {
             "method": self.config.method,
             "teacher": {"model": teacher.name, "digest": teacher.digest},
@@ -178,6 +181,9 @@ class Run:
 
     def _teacher_from_checkpoint(self, path: str) -> TeacherParts:
         loaded = deploy.load_model(path, self.config["device"])
+        name, asked = str(loaded.config["model"]), self.sources.teacher
+        if asked is not None and short_name(asked) != name:
+            raise KDError(f"--teacher={asked}: the checkpoint {path} holds a {name}")
         ids = (
             join_tokens(self.split.tokens.users, loaded.tokens.users),
             join_tokens(self.split.tokens.items, loaded.tokens.items),
@@ -187,10 +193,9 @@ class Run:
         history = translate_history(self.split.history, *ids, loaded.history)
         scorer = scorer_for(loaded.model, history)
         frozen = self._freeze(scorer, ids)
-        name = str(loaded.config["model"])
         result = self._evaluate_teacher(frozen)
         file = Path(path) / "best.pt" if Path(path).is_dir() else Path(path)
-        digest = training.hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+        digest = hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
         return TeacherParts(frozen, scorer, name, result, str(file), digest)
 
     def _freeze(self, scorer: Scorer, ids: tuple[torch.Tensor, torch.Tensor]) -> FrozenTeacher:
@@ -200,6 +205,7 @@ class Run:
         """Test a teacher on the student's split, in the student's ids."""
         loaders = make_loaders(self.config, self.split)
         trainer = RunTrainer(self.config, _TeacherModel(frozen, self.config))
+        trainer.eval_collector.data_collect(loaders[0])
         result = trainer.evaluate(loaders[2], load_best_model=False)
         return {k: float(v) for k, v in result.items()}
 
@@ -220,25 +226,15 @@ class Run:
         scratch: training.Trained | None,
     ) -> dict[str, Any]:
         users = self.split.history.active_users()
-        rows = []
-        if teacher is not None:
-            rows.append(
-                report.make_row("teacher", teacher.name, teacher.scorer, teacher.test_result, users)
-            )
-        if scratch is not None:
-            rows.append(
-                report.make_row(
-                    "student, from scratch",
-                    scratch.name,
-                    scratch.scorer,
-                    scratch.test_result,
-                    users,
-                )
-            )
         role = "student, from scratch" if teacher is None else f"student, {self.config.method}"
-        rows.append(report.make_row(role, trained.name, trained.scorer, trained.test_result, users))
+        models = [("teacher", teacher), ("student, from scratch", scratch), (role, trained)]
+        rows = [
+            report.make_row(role, model.name, model.scorer, model.test_result, users)
+            for role, model in models
+            if model is not None
+        ]
         table = report.table(rows, self.config["valid_metric"].lower())
-        self.log.info("Test results; %s\n%s", self._protocol(), table)
+        self.log.info("Test results: %s", self._protocol())
         checkpoints = {
             "student": trained.checkpoint,
             "teacher": teacher.checkpoint if teacher else None,
@@ -269,29 +265,33 @@ class Run:
 
     def _protocol(self) -> str:
         c = self.config
-        split = (
-            f"ready-made split {c['benchmark_filename']}"
-            if c["benchmark_filename"]
-            else f"split {c['eval_args']['split']} by {c['eval_args']['order']}, "
-            f"split_seed {c['split_seed']}"
-        )
-        return (
-            f"{split}, eval_history {c['eval_history']}, repeatable {c['repeatable']}, "
-            f"seed {c['seed']}"
-        )
+        split = f"split {c['eval_args']['split']} by {c['eval_args']['order']}"
+        if c["benchmark_filename"]:
+            split = f"ready-made split {c['benchmark_filename']}"
+        text = f"{split}, split_seed {c['split_seed']}, seed {c['seed']}, {_ranking(c)}"
+        if self.teacher_config is not None and _ranking(self.teacher_config) != _ranking(c):
+            text += f"; the teacher: {_ranking(self.teacher_config)}"
+        return text
 
     def _say_changes(self, config: KDConfig) -> None:
         lines = [
             f"  {key}: {value}  (default {default}; {origin})"
             for key, (default, value, origin) in sorted(config.changed().items())
         ]
-        names = f"{config.method} student={self.sources.student} teacher={self.sources.teacher}"
+        names = f"{self.sources.method}, {config.role} {config['model']}"
         self.log.info(
             "%s on %s\nDifferent from the defaults:\n%s",
             names,
             config["dataset"],
             "\n".join(lines) or "  nothing",
         )
+
+
+def _ranking(config: KDConfig) -> str:
+    """Which items a model's test ranking hides, in words."""
+    if config["repeatable"]:
+        return "repeatable True (nothing hidden)"
+    return f"repeatable False, eval_history {config['eval_history']}"
 
 
 class _TeacherModel(nn.Module):

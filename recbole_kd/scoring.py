@@ -107,7 +107,7 @@ class Scorer(ABC):
     def __init__(self, model: Any, history: UserHistory):
         self.model = model
         self.history = history
-        self.n_items: int = model.n_items
+        self.n_items = history.n_items
         self.device = next(model.parameters(), torch.empty(0)).device
 
     @contextlib.contextmanager

@@ -157,8 +157,8 @@ class FrozenTeacher:
         """
         if k > self.n_known_items:
             raise KDError(
-                f"teacher: a list of {k} items is asked of it, it knows {self.n_known_items} of the "
-                "student's items; allowed are lists up to that"
+                f"teacher: a list of {k} items is asked of it, it knows {self.n_known_items} of "
+                "the student's items; allowed are lists up to that"
             )
         key = (k, mask_train)
         if key not in self._top:

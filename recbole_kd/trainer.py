@@ -79,6 +79,11 @@ class RunTrainer(Trainer):
         optim.speed_up(optimizer, self.model, self.config["adam_eps"], clipped)
         return optimizer
 
+    @property
+    def epochs_done(self) -> int:
+        """Epochs trained so far."""
+        return self._epoch + 1
+
     # -- one epoch -----------------------------------------------------------------------------
 
     def fit(self, train_data: Any, valid_data: Any = None, **kwargs: Any) -> tuple[float, Any]:
@@ -162,7 +167,7 @@ class RunTrainer(Trainer):
 
     # -- checkpoints ---------------------------------------------------------------------------
 
-    def _deployed(self) -> nn.Module:
+    def _deployed(self) -> Any:
         return self.model.deployed() if hasattr(self.model, "deployed") else self.model
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
@@ -178,6 +183,7 @@ class RunTrainer(Trainer):
             "epoch": epoch,
             "best_valid_score": float(self.best_valid_score),
             "state_dict": state,
+            "other_parameter": learned_beside(model),
         }
         checkpoint.save(self.saved_model_file, content)
 
@@ -190,6 +196,7 @@ class RunTrainer(Trainer):
             return
         state = self.model.resume_state() if hasattr(self.model, "resume_state") else {}
         content = {
+            "run": self._identity(),
             "epoch": epoch,
             "finished": self.finished,
             "cur_step": self.cur_step,
@@ -217,17 +224,24 @@ class RunTrainer(Trainer):
         content = checkpoint.load(path)
         if "optimizer" not in content or "random" not in content:
             raise KDError(f"--resume: {path} is no last.pt; found a checkpoint without optimiser")
+        self._check_identity(path, content)
+        options = [
+            {k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups
+        ]
         try:
             self.model.load_state_dict(content["state_dict"])
             self.optimizer.load_state_dict(content["optimizer"])
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise KDError(f"--resume: {path} does not fit this run's model ({reason})") from error
+        self._check_best(path, content)
+        for group, chosen in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(chosen)  # this run's learning rate, not the file's
         self.start_epoch = content["epoch"] + 1
         self._epoch = content["epoch"]
         self.cur_step = content["cur_step"]
         stopped_early = self.cur_step > self.stopping_step
-        self.finished = content["finished"] and (stopped_early or self.start_epoch >= self.epochs)
+        self.finished = stopped_early or self.start_epoch >= self.epochs
         self.best_epoch = content["best_epoch"]
         self.best_valid_score = content["best_valid_score"]
         self.best_valid_result = content["best_valid_result"]
@@ -235,6 +249,38 @@ class RunTrainer(Trainer):
             self.model.load_resume_state(content["method"])
         restore_random_state(content["random"], train_data)
         self._cut_metrics(content["epoch"])
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run must share with the one it goes on from."""
+        keys = ("model", "method", "teacher", "split")
+        return {key: self.describe[key] for key in keys if key in self.describe}
+
+    def _check_identity(self, path: Path, content: dict[str, Any]) -> None:
+        for key, mine in self._identity().items():
+            found = content.get("run", {}).get(key)
+            if found != mine:
+                raise KDError(
+                    f"--resume: {path} does not fit this run: its {key} is {found}, "
+                    f"here it is {mine}"
+                )
+        ended = content["epoch"] + 1
+        if ended > self.epochs:
+            raise KDError(f"--resume: {path} has {ended} epochs, found epochs={self.epochs}")
+
+    def _check_best(self, path: Path, content: dict[str, Any]) -> None:
+        """Refuse best weights of an epoch that another run would not reach in the same way.
+
+        ``best.pt`` is written at once, ``last.pt`` now and then. The run itself trains those epochs
+        again, to the same weights; a run with other options does not.
+        """
+        best = Path(self.saved_model_file)
+        if self.folder is None or path.parent.resolve() == self.folder.resolve():
+            return
+        if best.is_file() and checkpoint.load(best)["epoch"] != content["best_epoch"]:
+            raise KDError(
+                f"--resume: the best weights beside {path} are newer than it; "
+                "first finish that run with its own options and --resume=auto"
+            )
 
     def _cut_metrics(self, epoch: int) -> None:
         """Drop the log lines of epochs that will be run again."""
@@ -263,15 +309,29 @@ class RunTrainer(Trainer):
             self.load_best(model_file)
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
-    def load_best(self, model_file: str | None = None) -> nn.Module:
+    def load_best(self, model_file: str | None = None) -> Any:
         """Give the deployed model its best weights, from memory, the run's folder or a file."""
         model, state = self._deployed(), self.best_state
         if model_file is not None or self.folder is not None:
-            state = checkpoint.load(model_file or self.saved_model_file)["state_dict"]
+            content = checkpoint.load(model_file or self.saved_model_file)
+            state = content["state_dict"]
+            model.load_other_parameter(content.get("other_parameter"))
         if state is not None:
             model.load_state_dict(state)
         clear_caches(model)
         return model
+
+
+def learned_beside(model: Any) -> dict[str, Tensor]:
+    """Tensors that a model learns outside its parameters, such as Pop's item counts.
+
+    The embeddings that graph models cache for evaluation are none of them.
+    """
+    return {
+        name: value.detach().cpu()
+        for name, value in model.other_parameter().items()
+        if isinstance(value, Tensor) and not name.startswith("restore_")
+    }
 
 
 def clear_caches(model: nn.Module) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from recbole_kd import checkpoint, deploy
 from recbole_kd.config import KDConfig
-from recbole_kd.data import Split, make_loaders
+from recbole_kd.data import Split, make_loaders, train_part
 from recbole_kd.errors import KDError
 from recbole_kd.registry import backbone_class
 from recbole_kd.scoring import Scorer, scorer_for
@@ -89,7 +89,7 @@ def build_plain(config: KDConfig, split: Split) -> nn.Module:
     """A fresh RecBole model, its initialisation drawn from ``seed`` alone."""
     init_seed(config["seed"], config["reproducibility"])
     cls = backbone_class(config.import_path)
-    return cls(config, split.train).to(config["device"])
+    return cls(config, train_part(config, split)).to(config["device"])
 
 
 def train(
@@ -99,7 +99,6 @@ def train(
     wrap: Callable[[nn.Module, Scorer], nn.Module] | None = None,
     resume: Any = None,
     more: dict[str, Any] | None = None,
-    on_epoch: Callable[[int, float], None] | None = None,
 ) -> Trained:
     """Train a model and test its best weights.
 
@@ -110,7 +109,6 @@ def train(
         wrap: Turns the plain model and its scorer into the model to train, e.g. a distiller.
         resume: ``auto``, a path, or ``None`` to start afresh.
         more: Plain data saved with the weights.
-        on_epoch: Called with epoch and validation score after every validation.
 
     Raises:
         KDError: See the trainer.
@@ -133,21 +131,20 @@ def train(
         saved=True,
         verbose=False,
         show_progress=config["show_progress"],
-        callback_fn=on_epoch,
     )
     seconds = time.perf_counter() - started
     test = trainer.evaluate(loaders[2], show_progress=config["show_progress"])
     trained = Trained(
-        config["model"],
-        model.eval(),
-        scorer,
-        folder,
-        float(score),
-        {k: float(v) for k, v in (result or {}).items()},
-        {k: float(v) for k, v in test.items()},
-        trainer.best_epoch,
-        trainer._epoch + 1,
-        seconds,
+        name=config["model"],
+        model=model.eval(),
+        scorer=scorer,
+        folder=folder,
+        best_valid_score=float(score),
+        best_valid_result={k: float(v) for k, v in (result or {}).items()},
+        test_result={k: float(v) for k, v in test.items()},
+        best_epoch=trainer.best_epoch,
+        epochs=trainer.epochs_done,
+        seconds=seconds,
     )
     _write_result(trained)
     _close(trainer)
@@ -160,24 +157,39 @@ def _close(trainer: RunTrainer) -> None:
         close()
 
 
+def check_resume(resume: Any, saved: bool) -> Path | None:
+    """The file that ``--resume=PATH`` names, or ``None`` for ``auto`` or nothing.
+
+    Args:
+        resume: Value of the option.
+        saved: Whether the run writes files.
+
+    Raises:
+        KDError: There is no such file, or the run writes none.
+    """
+    if not resume:
+        return None
+    if not saved:
+        raise KDError("--resume: needs saved=True, found saved=False")
+    if resume == "auto":
+        return None
+    source = Path(resume) / "last.pt" if Path(resume).is_dir() else Path(resume)
+    if not source.is_file():
+        raise KDError(f"--resume={resume}: there is no such file; allowed are auto or a last.pt")
+    return source
+
+
 def _prepare_folder(config: KDConfig, folder: Path | None, resume: Any) -> Path | None:
     """Make the run's folder; returns the ``last.pt`` to resume from, if any."""
     if folder is None:
-        if resume:
-            raise KDError("--resume: needs saved=True, found saved=False")
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    source = None
+    checkpoint.need_space(folder, 0)
+    source = check_resume(resume, saved=True)
     if resume == "auto":
         source = folder / "last.pt" if (folder / "last.pt").is_file() else None
-    elif resume:
-        source = Path(resume) / "last.pt" if Path(resume).is_dir() else Path(resume)
-        if not source.is_file():
-            raise KDError(
-                f"--resume={resume}: there is no such file; allowed are auto or a last.pt"
-            )
+    elif source is not None and source.parent.resolve() != folder.resolve():
         for name in ("best.pt", "metrics.jsonl"):
-            if source.parent != folder and (source.parent / name).is_file():
+            if (source.parent / name).is_file():
                 shutil.copyfile(source.parent / name, folder / name)
     if source is None:
         for name in ("best.pt", "last.pt", "metrics.jsonl", "result.json"):
@@ -224,16 +236,7 @@ def train_alone(config: KDConfig, split: Split, saved: bool = True) -> Trained:
         return train(config, split, folder, resume="auto")
     getLogger().info("Found %s (%s) trained in %s", config["model"], config.role, folder)
     result = json.loads(result_file.read_text(encoding="utf-8"))
-    loaded = deploy.load_model(folder, config["device"], dataset=split.train)
-    return Trained(
-        result["model"],
-        loaded.model,
-        scorer_for(loaded.model, split.history),
-        folder,
-        result["best_valid_score"],
-        result["best_valid_result"],
-        result["test_result"],
-        result["best_epoch"],
-        result["epochs"],
-        result["seconds"],
-    )
+    loaded = deploy.load_model(folder, config["device"], dataset=train_part(config, split))
+    result["name"] = result.pop("model")
+    scorer = scorer_for(loaded.model, split.history)
+    return Trained(model=loaded.model, scorer=scorer, folder=folder, **result)

@@ -253,4 +253,10 @@ class RCEKD(Distiller):
     def load_tables(self, tables: dict[str, Tensor]) -> None:
         """Take back the tables of a refresh."""
         if tables:
+            width = 2 * self.k + self.sample
+            if tables["items"].shape != (self.n_users, width):
+                raise KDError(
+                    f"--resume: found lists of {tables['items'].shape[1]} items a user, "
+                    f"allowed is 2 * rcekd_K + rcekd_L = {width}"
+                )
             self._tables = Tables(**{k: v.to(self.device) for k, v in tables.items()})
