@@ -79,6 +79,7 @@ def write(found: dict[tuple[str, str], list[dict[str, float]]], options: Any) ->
     out = Path(options.out or "results/defaults")
     out.mkdir(parents=True, exist_ok=True)
     text = f"# Distillation rows and refresh period\n\n{table}\n\n{provenance(options.seeds)}\n"
+    text += f"- {options.note}\n" if options.note else ""
     (out / "rcekd.md").write_text(text, encoding="utf-8")
     data = {f"{d} / {v}": runs for (d, v), runs in found.items()}
     (out / "rcekd.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
@@ -89,6 +90,7 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--datasets", nargs="+", default=["citeulike", "ml-100k"])
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--only", nargs="+", default=[""], help="words of the variants to run")
     options.add_argument("--raw", default=None, help="users.dat of citeulike-t")
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -98,6 +100,8 @@ def main() -> None:
             if dataset == "citeulike":
                 need_data(dataset, chosen.data_path, chosen.raw, dataset)
             for name, variant in VARIANTS.items():
+                if not any(word in name for word in chosen.only):
+                    continue
                 result = run(dataset, variant, seed, chosen)
                 found.setdefault((dataset, name), []).append(result)
                 write(found, chosen)

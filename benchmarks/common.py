@@ -59,6 +59,7 @@ def parser(text: str) -> argparse.ArgumentParser:
     options.add_argument("--data_path", default="dataset/", help="folder of converted data sets")
     options.add_argument("--checkpoint_dir", default="saved", help="folder of runs and teachers")
     options.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options.add_argument("--note", default=None, help="a line to add to the result")
     options.add_argument("--out", default=None, help="folder of the result")
     return options
 

@@ -106,6 +106,7 @@ def write(pair: str, runs: list[dict[str, Any]], options: Any) -> Path:
         f"{table}\n\n{per_seed}\n\n"
         f"{provenance([r['seed'] for r in runs])}\n- protocol: rcekd (ready-made split; validation "
         "items stay in the test ranking; patience 30 on validation NDCG@10)\n"
+        + (f"- {options.note}\n" if options.note else "")
     )
     path = out / f"{name}.md"
     path.write_text(text, encoding="utf-8")

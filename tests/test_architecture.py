@@ -32,7 +32,6 @@ READS_RECBOLE = {
     "deploy.py",
     "evaluation.py",
     "methods/base.py",
-    "quick_start.py",
     "registry.py",
     "scoring.py",
     "trainer.py",
