@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import mean_spread, need_data, parser, provenance
+from common import distil, mean_spread, need_data, parser, provenance
 from tabulate import tabulate
-
-from recbole_kd import run_recbole_kd
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "interaction rows, refresh 1 (released)": {"kd_rows": "interaction", "refresh_every": 1},
@@ -26,25 +24,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def run(dataset: str, variant: dict[str, Any], seed: int, options: Any) -> dict[str, float]:
     """One training run; teachers are shared through the cache."""
-    result = run_recbole_kd(
-        "RCEKD",
-        dataset,
-        student="BPR",
-        teacher="BPR",
-        config_dict={
-            "protocol": "rcekd" if dataset == "citeulike" else None,
-            "seed": seed,
-            "scratch": False,
-            "resume": "auto",
-            "data_path": options.data_path,
-            "checkpoint_dir": options.checkpoint_dir,
-            "show_progress": False,
-            **variant,
-        },
+    protocol = "rcekd" if dataset == "citeulike" else None
+    result, seconds = distil(
+        dataset, "BPR", "BPR", seed, options, protocol=protocol, scratch=False, **variant
     )
-    folder = Path(result["checkpoints"]["student"]).parent
-    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    seconds = [sum(line["seconds"].values()) for line in log]
     return {
         "seed": seed,
         "valid": result["best_valid_score"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import platform
 import shlex
 import statistics
@@ -11,9 +12,11 @@ import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from recbole_kd import run_recbole_kd
 from recbole_kd.convert import convert
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,6 +75,26 @@ def need_data(name: str, data_path: str, raw: str | None, form: str) -> None:
     if raw is None:
         sys.exit(f"{folder} is missing: give --raw=PATH of the raw {form} files to convert")
     print(convert(form, raw, folder).summary())
+
+
+def distil(dataset: str, student: str, teacher: str, seed: int, options: Any, **more: Any) -> Any:
+    """One RCE-KD run, which goes on if it was stopped, and the seconds of each of its epochs."""
+    result = run_recbole_kd(
+        "RCEKD",
+        dataset,
+        student=student,
+        teacher=teacher,
+        config_dict={
+            "seed": seed,
+            "resume": "auto",
+            "data_path": options.data_path,
+            "checkpoint_dir": options.checkpoint_dir,
+            "show_progress": False,
+            **more,
+        },
+    )
+    log = (Path(result["checkpoints"]["student"]).parent / "metrics.jsonl").read_text()
+    return result, [sum(json.loads(line)["seconds"].values()) for line in log.splitlines()]
 
 
 def mean_spread(values: list[float]) -> str:

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import mean_spread, need_data, parser, provenance
+from common import distil, mean_spread, need_data, parser, provenance
 from tabulate import tabulate
-
-from recbole_kd import run_recbole_kd
 
 PAIRS = {"MF-MF": ("BPR", "BPR")}
 METRICS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
@@ -31,24 +29,9 @@ PAPER = {
 def run(pair: str, seed: int, options: Any) -> dict[str, Any]:
     """One seed: all three models."""
     teacher, student = PAIRS[pair]
-    result = run_recbole_kd(
-        "RCEKD",
-        "citeulike",
-        student=student,
-        teacher=teacher,
-        config_dict={
-            "protocol": "rcekd",
-            "recipe": options.recipe,
-            "seed": seed,
-            "resume": "auto",
-            "data_path": options.data_path,
-            "checkpoint_dir": options.checkpoint_dir,
-            "show_progress": False,
-        },
+    result, seconds = distil(
+        "citeulike", student, teacher, seed, options, protocol="rcekd", recipe=options.recipe
     )
-    folder = Path(result["checkpoints"]["student"]).parent
-    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    seconds = [sum(line["seconds"].values()) for line in log]
     return {
         "seed": seed,
         "teacher": result["teacher_test_result"],
@@ -56,7 +39,7 @@ def run(pair: str, seed: int, options: Any) -> dict[str, Any]:
         "student, RCE-KD": result["test_result"],
         "best_valid": result["best_valid_score"],
         "best_epoch": result["best_epoch"],
-        "epochs": len(log),
+        "epochs": len(seconds),
         "seconds_per_epoch": sorted(seconds)[len(seconds) // 2],
         "seconds_to_best_epoch": sum(seconds[: result["best_epoch"] + 1]),
     }

@@ -26,7 +26,7 @@ def report() -> tuple[str, list[str]]:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             version = "missing"
-        lines.append(f"  {name:<9} {version:<14} tested: >={low},<{high}")
+        lines.append(f"  {name:<9} {version:<14} admitted: >={low},<{high}")
     problems = compat.version_problems()
     if not (3, 10) <= sys.version_info[:2] <= (3, 11):
         problems.append(
