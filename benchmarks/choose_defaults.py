@@ -73,7 +73,7 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--datasets", nargs="+", default=["citeulike", "ml-100k"])
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options.add_argument("--only", nargs="+", default=[""], help="words of the variants to run")
+    options.add_argument("--only", nargs="+", default=list(VARIANTS), help="variants to run")
     options.add_argument("--raw", default=None, help="users.dat of citeulike-t")
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -83,7 +83,7 @@ def main() -> None:
             if dataset == "citeulike":
                 need_data(dataset, chosen.data_path, chosen.raw, dataset)
             for name, variant in VARIANTS.items():
-                if not any(word in name for word in chosen.only):
+                if name not in chosen.only:
                     continue
                 result = run(dataset, variant, seed, chosen)
                 found.setdefault((dataset, name), []).append(result)
