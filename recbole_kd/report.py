@@ -22,7 +22,7 @@ class Row:
         test_result: Test metrics.
         parameters: Learned numbers.
         weight_bytes: Bytes of its weights.
-        latency_ms: Median milliseconds of a top-10 for one user, or ``None``.
+        latency_ms: Median milliseconds of a top-10 for one user.
     """
 
     role: str
@@ -30,7 +30,7 @@ class Row:
     test_result: dict[str, float]
     parameters: int
     weight_bytes: int
-    latency_ms: float | None
+    latency_ms: float
 
 
 def make_row(role: str, name: str, scorer: Scorer, result: dict[str, float], users: Any) -> Row:
@@ -88,7 +88,7 @@ def table(rows: list[Row], metric: str) -> str:
             reference = teacher.test_result.get(metric, 0)
             line.append(f"{row.test_result[metric] / reference:.1%}" if reference else "-")
         size = f"{row.weight_bytes / 2**20:.2f} MiB"
-        ms = "-" if row.latency_ms is None else f"{row.latency_ms:.3f} ms"
+        ms = f"{row.latency_ms:.3f} ms"
         lines.append([*line, f"{row.parameters:,}", size, ms])
     share = [f"{metric} / teacher"] if teacher is not None else []
     headers = ["role", "model", *names, *share, "parameters", "weights", "top-10, one user"]
