@@ -27,6 +27,7 @@ setup(
         "numpy>=1.23,<3",
         "pandas>=2.0,<3",
         "scipy>=1.10,<2",
+        "filelock>=3.12",
         "pyyaml>=6",
         "tabulate>=0.9",
         "tensorboard>=2.11",

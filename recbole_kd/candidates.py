@@ -1,4 +1,4 @@
-"""Candidate item sets: pure tensor functions, with the random generator as an argument.
+"""Candidate item sets: pure tensor functions, with their random numbers as an argument.
 
 All sets are keyed by user, row first; ranks are 0-based positions, best first.
 """
@@ -52,7 +52,7 @@ def hits_at_or_below(ranks: Tensor, length: int, cap: int | None = None) -> Tens
     return counts if cap is None else counts.clamp_max(cap)
 
 
-def gumbel_top_k(log_weights: Tensor, k: int, generator: torch.Generator) -> Tensor:
+def gumbel_top_k(log_weights: Tensor, k: int, noise: Tensor) -> Tensor:
     """Draw ``k`` positions a row without replacement, with the given log-weights.
 
     The ``k`` largest of log-weight plus Gumbel noise have the law of successive draws without
@@ -62,12 +62,12 @@ def gumbel_top_k(log_weights: Tensor, k: int, generator: torch.Generator) -> Ten
         log_weights: Unnormalised log-weights, ``[C, M]``; ``-inf`` is never drawn unless a row has
             fewer than ``k`` other positions.
         k: Number of draws, at most ``M``.
-        generator: Source of the noise, on the device of ``log_weights``.
+        noise: Independent draws of the exponential distribution of mean 1, ``[C, M]``;
+            minus their logarithm is Gumbel noise.
 
     Returns:
         Positions, ``[C, k]``, int64, distinct within a row.
     """
-    noise = torch.empty_like(log_weights).exponential_(generator=generator)
     return (log_weights - noise.log()).topk(k, dim=1, sorted=False).indices
 
 

@@ -103,11 +103,11 @@ SHIMS = (
         "RecBole assigns the result of fillna",
     ),
     Shim(
-        "TensorBoard folder",
-        "every trainer writes to ./log_tensorboard whatever the options say",
+        "trainer's folders",
+        "every trainer makes ./log_tensorboard and checkpoint_dir, whether it writes there or not",
         "every RecBole 1.x",
-        "compat.no_default_tensorboard, entered while our trainer is constructed",
-        "RecBole takes the folder from its configuration",
+        "compat.no_default_folders, entered while our trainer is constructed",
+        "RecBole makes its folders when it writes to them",
     ),
     Shim(
         "catalogue metrics",
@@ -172,19 +172,20 @@ def import_sequential_models() -> Any:
 
 
 @contextlib.contextmanager
-def no_default_tensorboard() -> Iterator[None]:
-    """Keep RecBole's ``Trainer.__init__`` from creating ``./log_tensorboard``.
+def no_default_folders() -> Iterator[None]:
+    """Keep RecBole's ``Trainer.__init__`` from creating ``./log_tensorboard`` and its folder.
 
-    Its writer is replaced for the time of the ``with`` block only; the caller sets its own.
+    What makes them is replaced for the time of the ``with`` block only; our trainer has a folder
+    and a TensorBoard writer of its own, or none.
     """
     import recbole.trainer.trainer as module
 
-    original = module.get_tensorboard
-    module.get_tensorboard = lambda logger: None
+    originals = module.get_tensorboard, module.ensure_dir
+    module.get_tensorboard = module.ensure_dir = lambda _: None
     try:
         yield
     finally:
-        module.get_tensorboard = original
+        module.get_tensorboard, module.ensure_dir = originals
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -521,16 +521,18 @@ class KDConfig(Config):
         mode = self["eval_args"]["mode"]["test"]
         if self["eval_history"] == "train" and mode != "full":
             raise KDError(f"--eval_history=train: found eval_args.mode={mode}; allowed is full")
-        measured = [
-            m if m.lower() in WITHOUT_CUTOFF else f"{m}@{k}"
-            for m in self["metrics"]
-            for k in self["topk"]
-        ]
-        if self["valid_metric"].lower() not in [m.lower() for m in measured]:
+        measured = self.measured()
+        if self["valid_metric"].lower() not in measured:
             raise KDError(
                 f"{self._shown('valid_metric')}={self['valid_metric']}: metrics and topk give "
-                f"{', '.join(dict.fromkeys(measured))}; allowed is one of them"
+                f"{', '.join(measured)}; allowed is one of them"
             )
+
+    def measured(self) -> list[str]:
+        """Names of the metrics of an evaluation, such as ``ndcg@10``, as RecBole's results do."""
+        names = [m.lower() for m in self["metrics"]]
+        cut = [[m] if m in WITHOUT_CUTOFF else [f"{m}@{k}" for k in self["topk"]] for m in names]
+        return list(dict.fromkeys(name for group in cut for name in group))
 
     def _shown(self, key: str) -> str:
         """The option as its user wrote it, with its section."""

@@ -15,13 +15,12 @@ from torch import nn
 
 from recbole_kd import checkpoint, deploy, leak, report, training
 from recbole_kd.config import KDConfig, Sources, check_keys, short_name
-from recbole_kd.data import Split, load_split, make_loaders
+from recbole_kd.data import Split, load_split
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.registry import method_class, recbole_class
 from recbole_kd.scoring import Scorer, require_factorised, scorer_for
 from recbole_kd.teacher import FrozenTeacher, join_tokens, report_overlap
-from recbole_kd.trainer import RunTrainer
 
 
 def run_recbole_kd(
@@ -136,8 +135,12 @@ class Run:
 
     def alone(self) -> dict[str, Any]:
         """Train the student without a teacher."""
-        folder = self._folder("")
-        trained = training.train(self.config, self.split, folder, resume=self.config["resume"])
+        resume = self.config["resume"]
+        if resume in (None, "auto"):
+            trained = training.train_alone(self.config, self.split, self.saved)
+        else:
+            folder = training.folder_of(self.config, self.split)
+            trained = training.train(self.config, self.split, folder, resume=resume)
         return self._finish(trained, None, None)
 
     def distilled(self) -> dict[str, Any]:
@@ -153,7 +156,7 @@ class Run:
         trained = training.train(
             self.config,
             self.split,
-            self._folder(teacher.digest, teacher.name),
+            self._folder(teacher),
             wrap=lambda model, scorer: self._wrap(model, scorer, teacher.frozen),
             resume=self.config["resume"],
             more=more,
@@ -203,20 +206,16 @@ class Run:
 
     def _evaluate_teacher(self, frozen: FrozenTeacher) -> dict[str, float]:
         """Test a teacher on the student's split, in the student's ids."""
-        loaders = make_loaders(self.config, self.split)
-        trainer = RunTrainer(self.config, _TeacherModel(frozen, self.config))
-        trainer.eval_collector.data_collect(loaders[0])
-        result = trainer.evaluate(loaders[2], load_best_model=False)
-        return {k: float(v) for k, v in result.items()}
+        return training.measure(self.config, self.split, _TeacherModel(frozen, self.config))[1]
 
     # -- results -------------------------------------------------------------------------------
 
-    def _folder(self, digest: str, teacher: str | None = None) -> Path | None:
+    def _folder(self, teacher: TeacherParts) -> Path | None:
         if not self.saved:
             return None
-        names = [self.config.method.rpartition(":")[2], self.config["model"], teacher]
-        run = training.fingerprint(self.config, self.split, digest)
-        name = "-".join([n for n in names if n] + [run])
+        run = training.fingerprint(self.config, self.split, teacher.digest)
+        method = short_name(self.config.method)
+        name = f"{method}-{self.config['model']}-{teacher.name}-{run}"
         return Path(self.config["checkpoint_dir"]) / self.config["dataset"] / name
 
     def _finish(

@@ -13,23 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recbole_kd.noise import keyed_generator
+
 ROW_KINDS = ("interaction", "user")
-
-
-def epoch_generator(seed: int, stream: int, epoch: int, device: str = "cpu") -> torch.Generator:
-    """A generator of its own for one purpose and epoch.
-
-    It depends on nothing that was drawn before, so a resumed run draws the same numbers, and no
-    other random stream is moved by it.
-
-    Args:
-        seed: The run's seed.
-        stream: Number of the purpose.
-        epoch: 0-based epoch.
-        device: Device of the generator.
-    """
-    mixed = (seed * 1_000_003 + stream) * 1_000_003 + epoch
-    return torch.Generator(device).manual_seed(mixed % 2**63)
 
 
 @dataclass(frozen=True)
@@ -70,7 +56,7 @@ class RowSchedule:
         """Deal the users of this epoch to its batches, sizes differing by at most 1."""
         self._batch = 0
         if self.kind == "user":
-            generator = epoch_generator(self.seed, self.stream, epoch)
+            generator = keyed_generator(self.seed, self.stream, epoch)
             order = torch.randperm(len(self.users), generator=generator).to(self.users.device)
             self._parts = list(self.users[order].tensor_split(max(1, n_batches)))
 

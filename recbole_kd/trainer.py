@@ -48,7 +48,7 @@ class RunTrainer(Trainer):
     ):
         self.folder = folder
         self.describe = describe or {}
-        with compat.no_default_tensorboard():
+        with compat.no_default_folders():
             super().__init__(config, model)
         self.eval_collector = TopKCollector(config)
         if folder is not None:

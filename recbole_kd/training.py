@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from recbole.utils import init_seed
 from torch import nn
 
@@ -24,16 +26,12 @@ from recbole_kd.registry import backbone_class
 from recbole_kd.scoring import Scorer, scorer_for
 from recbole_kd.trainer import RunTrainer, make_trainer
 
-EVALUATION_KEYS = {
-    "eval_args",
-    "eval_history",
-    "metric_decimal_place",
-    "metrics",
-    "repeatable",
-    "shuffle",
-    "topk",
-}
-"""Evaluation options that decide which epoch is best, or what a stored result means."""
+SELECTION_KEYS = {"eval_args", "metric_decimal_place", "repeatable", "shuffle"}
+"""Options of data and evaluation that decide the batches, or which epoch is the best.
+
+Those that only say what is measured of it (``metrics``, ``topk``, ``eval_history``) are none of
+them: a trained model is measured anew.
+"""
 
 
 @dataclass
@@ -78,7 +76,7 @@ def fingerprint(config: KDConfig, split: Split, *more: str) -> str:
         split: Its split.
         *more: Further parts, such as a teacher's digest.
     """
-    keys = config.learning_keys() | EVALUATION_KEYS
+    keys = config.learning_keys() | SELECTION_KEYS
     options = {k: v for k, v in config.resolved().items() if k in keys}
     names = [config.import_path, config.method]
     content = json.dumps([names, options, split.fingerprints, more], sort_keys=True)
@@ -111,8 +109,20 @@ def train(
         more: Plain data saved with the weights.
 
     Raises:
-        KDError: See the trainer.
+        KDError: Another process is writing to the folder; or see the trainer.
     """
+    with locked(folder, wait=False):
+        return _train(config, split, folder, wrap, resume, more)
+
+
+def _train(
+    config: KDConfig,
+    split: Split,
+    folder: Path | None,
+    wrap: Callable[[nn.Module, Scorer], nn.Module] | None = None,
+    resume: Any = None,
+    more: dict[str, Any] | None = None,
+) -> Trained:
     started = time.perf_counter()
     model = build_plain(config, split)
     scorer = scorer_for(model, split.history)
@@ -134,6 +144,8 @@ def train(
     )
     seconds = time.perf_counter() - started
     test = trainer.evaluate(loaders[2], show_progress=config["show_progress"])
+    if result is not None and set(result) != set(config.measured()):
+        result = trainer.evaluate(loaders[1])  # resumed from a run that measured something else
     trained = Trained(
         name=config["model"],
         model=model.eval(),
@@ -146,7 +158,7 @@ def train(
         epochs=trainer.epochs_done,
         seconds=seconds,
     )
-    _write_result(trained)
+    _write_result(trained, config)
     _close(trainer)
     return trained
 
@@ -183,7 +195,6 @@ def _prepare_folder(config: KDConfig, folder: Path | None, resume: Any) -> Path 
     """Make the run's folder; returns the ``last.pt`` to resume from, if any."""
     if folder is None:
         return None
-    checkpoint.need_space(folder, 0)
     source = check_resume(resume, saved=True)
     if resume == "auto":
         source = folder / "last.pt" if (folder / "last.pt").is_file() else None
@@ -200,11 +211,43 @@ def _prepare_folder(config: KDConfig, folder: Path | None, resume: Any) -> Path 
     return source
 
 
-def _write_result(trained: Trained) -> None:
+@contextlib.contextmanager
+def locked(folder: Path | None, wait: bool) -> Iterator[None]:
+    """Make a run's folder and keep other processes out of it; a killed process leaves no lock.
+
+    Args:
+        folder: The folder, or ``None`` for nothing to lock.
+        wait: Whether to wait for another process to finish, or to refuse.
+
+    Raises:
+        KDError: Another process holds it and ``wait`` is false; or the folder cannot be made.
+    """
+    if folder is None:
+        yield
+        return
+    checkpoint.need_space(folder, 0)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        if not wait:
+            raise KDError(
+                f"{folder}: another process is writing this run; allowed is one at a time"
+            ) from None
+        getLogger().info("Waiting for another process that trains in %s", folder)
+        lock.acquire(timeout=-1)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_result(trained: Trained, config: KDConfig) -> None:
     if trained.folder is None:
         return
     result = {
         "model": trained.name,
+        "eval_history": config["eval_history"],
         "best_valid_score": trained.best_valid_score,
         "best_valid_result": trained.best_valid_result,
         "test_result": trained.test_result,
@@ -215,11 +258,18 @@ def _write_result(trained: Trained) -> None:
     checkpoint.write_text(trained.folder / "result.json", json.dumps(result, indent=1) + "\n")
 
 
+def folder_of(config: KDConfig, split: Split) -> Path:
+    """Folder of a model trained alone; models that would come out equal share it."""
+    name = f"{config['model']}-{fingerprint(config, split)}"
+    return Path(config["checkpoint_dir"]) / config["dataset"] / name
+
+
 def train_alone(config: KDConfig, split: Split, saved: bool = True) -> Trained:
     """Train a model without a teacher, or find it trained.
 
     The folder is named by a fingerprint of data, split, model, hyper-parameters and seed. A run
-    that asks for the same finds the result there; one that was killed goes on.
+    that asks for the same finds the model there, and measures it anew if it asks for other metrics;
+    one that was killed goes on, and one that finds another process at it waits.
 
     Args:
         config: The model's configuration.
@@ -228,15 +278,43 @@ def train_alone(config: KDConfig, split: Split, saved: bool = True) -> Trained:
     """
     if not saved:
         return train(config, split, None)
-    digest = fingerprint(config, split)
-    folder = Path(config["checkpoint_dir"]) / config["dataset"] / f"{config['model']}-{digest}"
-    result_file = folder / "result.json"
-    if not (result_file.is_file() and (folder / "best.pt").is_file()):
+    folder = folder_of(config, split)
+    with locked(folder, wait=True):
+        if (folder / "result.json").is_file() and (folder / "best.pt").is_file():
+            getLogger().info("Found %s (%s) trained in %s", config["model"], config.role, folder)
+            return _find(config, split, folder)
         getLogger().info("Training %s (%s) in %s", config["model"], config.role, folder)
-        return train(config, split, folder, resume="auto")
-    getLogger().info("Found %s (%s) trained in %s", config["model"], config.role, folder)
-    result = json.loads(result_file.read_text(encoding="utf-8"))
+        return _train(config, split, folder, resume="auto")
+
+
+def _find(config: KDConfig, split: Split, folder: Path) -> Trained:
+    """The finished model in a folder, measured as this run asks."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     loaded = deploy.load_model(folder, config["device"], dataset=train_part(config, split))
+    asked = (set(config.measured()), config["eval_history"])
+    same = (set(result["test_result"]), result.pop("eval_history", None)) == asked
     result["name"] = result.pop("model")
-    scorer = scorer_for(loaded.model, split.history)
-    return Trained(model=loaded.model, scorer=scorer, folder=folder, **result)
+    trained = Trained(
+        model=loaded.model, scorer=scorer_for(loaded.model, split.history), folder=folder, **result
+    )
+    if not same:
+        trained.best_valid_result, trained.test_result = measure(config, split, loaded.model)
+        _write_result(trained, config)
+    return trained
+
+
+def measure(
+    config: KDConfig, split: Split, model: nn.Module
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Validation and test metrics of a model that is not trained now.
+
+    Args:
+        config: Configuration that says what is measured, and how.
+        split: The split.
+        model: A model in the split's ids.
+    """
+    train_data, *held_out = make_loaders(config, split)
+    trainer = RunTrainer(config, model)
+    trainer.eval_collector.data_collect(train_data)
+    valid, test = (trainer.evaluate(data, load_best_model=False) for data in held_out)
+    return {k: float(v) for k, v in valid.items()}, {k: float(v) for k, v in test.items()}

@@ -49,7 +49,7 @@ SHOWN = {
     "quick_start imports ray": "test_stock_symptoms, test_a_run_leaves_*",
     "anomaly detection": "test_sequential_models_*, test_a_run_leaves_*",
     "in-place fillna": "test_versions_*",
-    "TensorBoard folder": "test_stock_trainers_*, test_a_run_leaves_*",
+    "trainer's folders": "test_stock_trainers_*, test_a_run_leaves_*",
     "catalogue metrics": "test_evaluation.py: test_metrics_of_the_catalogue",
     "float32 times": "test_data.py: test_sessions_are_ordered_by_the_second",
 }
@@ -319,21 +319,24 @@ def test_stock_trainers_are_kept_from_it(
     model = build_plain(config, split)
     RunTrainer(config, model, tmp_path / "saved" / "run")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["saved"]
+    RunTrainer(config_for(root, checkpoint_dir=str(tmp_path / "none")), model)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["saved"]
 
 
-def test_stock_trainers_get_their_writer_back() -> None:
+def test_stock_trainers_get_their_functions_back() -> None:
     import recbole.trainer.trainer as module
 
-    original = module.get_tensorboard
+    originals = module.get_tensorboard, module.ensure_dir
 
     def fail() -> None:
-        with compat.no_default_tensorboard():
-            assert module.get_tensorboard is not original
+        with compat.no_default_folders():
+            assert module.get_tensorboard is not originals[0]
+            assert module.ensure_dir is not originals[1]
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert module.get_tensorboard is original
+    assert (module.get_tensorboard, module.ensure_dir) == originals
 
 
 RUN = """

@@ -209,7 +209,7 @@ def test_metrics_of_the_catalogue(root: Path, split: Split) -> None:
     popularity = split.history.items.bincount()[flat].float().mean()
     assert results[0]["itemcoverage@4"] == pytest.approx(len(flat.unique()) / 151, abs=1e-6)
     assert results[0]["averagepopularity@4"] == pytest.approx(popularity.item(), abs=1e-5)
-    with compat.no_default_tensorboard():
+    with compat.no_default_folders():
         stock = Trainer(config, model)
     stock.eval_collector.data_collect(loaders[0])
     with pytest.raises(AttributeError, match="cpu"):
@@ -243,7 +243,7 @@ def test_the_whole_evaluation_is_recboles_on_ml100k(
     init_seed(config["seed"], config["reproducibility"])
     theirs = data_preparation(config, create_dataset(config))
     assert type(theirs[2]) is FullSortEvalDataLoader
-    with compat.no_default_tensorboard():
+    with compat.no_default_folders():
         stock = Trainer(config, model)
     stock.eval_collector.data_collect(theirs[0])
     assert type(stock.eval_collector) is Collector

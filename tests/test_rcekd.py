@@ -18,7 +18,7 @@ from recbole_kd.history import UserHistory
 from recbole_kd.methods import rcekd
 from recbole_kd.methods.base import list_ndcg
 from recbole_kd.methods.rcekd import RCEKD, closure_log_weights, rank_log_weights
-from recbole_kd.rows import Rows, RowSchedule, epoch_generator
+from recbole_kd.rows import Rows, RowSchedule
 from recbole_kd.scoring import DenseScorer, Scorer
 
 K, L, M = 8, 6, 20
@@ -101,8 +101,8 @@ def test_refresh_against_a_slow_loop(
     seen: list[tuple[Tensor, Tensor]] = []
     real = rcekd.gumbel_top_k
 
-    def spy(log_weights: Tensor, k: int, generator: torch.Generator) -> Tensor:
-        drawn = real(log_weights, k, generator)
+    def spy(log_weights: Tensor, k: int, noise: Tensor) -> Tensor:
+        drawn = real(log_weights, k, noise)
         seen.append((log_weights, drawn))
         return drawn
 
@@ -269,6 +269,17 @@ def test_chunks_do_not_change_the_tables() -> None:
         assert parts.epoch_log() == pytest.approx(whole.epoch_log(), rel=1e-5)
 
 
+def test_a_shard_of_users_is_built_as_in_the_whole() -> None:
+    world = make_world()
+    whole = refreshed(world)
+    shard = make(world)
+    shard.users = whole.users[1::3]
+    shard.begin_epoch(0, 1)
+    for name, table in shard.tables().items():
+        wanted = whole.tables()[name][shard.users]
+        torch.testing.assert_close(table[shard.users], wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_seed_and_epoch_decide_the_sample() -> None:
     world = make_world()
     first = refreshed(world, epoch=3)
@@ -293,18 +304,6 @@ def test_other_random_streams_stay_where_they_are() -> None:
     torch.manual_seed(2)
     again = refreshed(world)
     assert same(tables, again.tables())
-
-
-def test_generators_of_seeds_streams_and_epochs_differ() -> None:
-    firsts = {
-        int(torch.randint(2**62, (1,), generator=epoch_generator(seed, stream, epoch)))
-        for seed in (0, 1, 7, 2020)
-        for stream in (1, 2)
-        for epoch in range(40)
-    }
-    assert len(firsts) == 4 * 2 * 40
-    once, again = (torch.rand(3, generator=epoch_generator(5, 2, 9)) for _ in range(2))
-    assert torch.equal(once, again)
 
 
 # -- life of a run ----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,7 @@ def test_nothing_is_written_and_the_best_epoch_is_tested_without_saving(options,
         config_dict={**options, "epochs": 3, "checkpoint_dir": str(folder)},
     )
     assert unsaved["test_result"] == saved["test_result"]
-    assert not list(folder.rglob("*.pt"))
+    assert not folder.exists()
 
 
 def test_teacher_is_reused_by_the_next_run_that_asks_for_the_same(options):
@@ -148,6 +149,78 @@ def test_teacher_is_reused_by_the_next_run_that_asks_for_the_same(options):
     assert second["teacher_test_result"] == first["teacher_test_result"]
     for change in ({"teacher.embedding_size": 17}, {"teacher.seed": 3}, {"split_seed": 1}):
         assert distil(options, **change)["checkpoints"]["teacher"] != str(teacher)
+
+
+@pytest.fixture
+def epochs(monkeypatch) -> list[int]:
+    """Every epoch that is trained from here on."""
+    trained: list[int] = []
+    original = training.RunTrainer._train_epoch
+
+    def counted(self, train_data, epoch_idx, *args, **kwargs):
+        trained.append(epoch_idx)
+        return original(self, train_data, epoch_idx, *args, **kwargs)
+
+    monkeypatch.setattr(training.RunTrainer, "_train_epoch", counted)
+    return trained
+
+
+def test_other_metrics_are_measured_on_what_is_trained(options, tmp_path, epochs):
+    other = {"topk": [5, 10], "metrics": ["NDCG", "Hit"], "eval_history": "train"}
+    distil(options)
+    epochs.clear()
+    found = distil(options, resume="auto", **other)
+    assert epochs == []
+    fresh = distil(options, **other, checkpoint_dir=str(tmp_path / "fresh"))
+    for key in ("teacher_test_result", "test_result", "best_valid_result", "best_valid_score"):
+        assert found[key] == fresh[key]
+    assert set(found["test_result"]) == {"ndcg@5", "ndcg@10", "hit@5", "hit@10"}
+    kept = Path(found["checkpoints"]["teacher"]).with_name("result.json")
+    assert json.loads(kept.read_text())["test_result"] == fresh["teacher_test_result"]
+
+
+def test_a_model_alone_and_the_tables_scratch_student_are_one_training(options, epochs):
+    beside = distil(options, scratch=True)
+    epochs.clear()
+    alone = {k: v for k, v in options.items() if not k.startswith(("rcekd", "teacher", "scratch"))}
+    result = run_recbole_kd("Scratch", "small", student="BPR", config_dict=alone)
+    assert epochs == []
+    assert result["checkpoints"]["student"] == beside["checkpoints"]["scratch"]
+    assert result["test_result"] == beside["scratch_test_result"]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from recbole_kd.training import locked
+with locked(Path(sys.argv[1]), wait=False):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_two_processes_never_write_one_folder(options):
+    first = distil(options)
+    folder = Path(first["checkpoints"]["student"]).parent
+    teacher = Path(first["checkpoints"]["teacher"]).parent
+
+    def holder(path):
+        command = [sys.executable, "-c", HOLD, str(path)]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    with holder(folder) as process:
+        with pytest.raises(KDError, match=f"{folder.name}: another process"):
+            distil(options)
+        process.kill()
+    with holder(teacher) as process:
+        timer = threading.Timer(1.0, process.kill)
+        timer.start()
+        assert distil(options)["test_result"] == first["test_result"]
+        assert process.poll() is not None  # it waited
 
 
 def test_nan_stops_with_epoch_and_batch(options, monkeypatch):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from recbole_kd.candidates import chunk_rows
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
-from recbole_kd.rows import ROW_KINDS, Rows, RowSchedule, epoch_generator
+from recbole_kd.noise import user_noise
+from recbole_kd.rows import ROW_KINDS, Rows, RowSchedule
 from recbole_kd.scoring import Scorer, require_factorised
 from recbole_kd.teacher import FrozenTeacher
 
@@ -196,9 +197,15 @@ class Distiller(AbstractRecommender):
 
     # -- tools for methods ---------------------------------------------------------------------
 
-    def generator(self, epoch: int, device: str = "cpu") -> torch.Generator:
-        """The distillation sampler's own generator for one epoch."""
-        return epoch_generator(self.seed, 2, epoch, device)
+    def noise(self, users: Tensor, width: int, epoch: int) -> Tensor:
+        """The distillation sampler's own random numbers, see :func:`recbole_kd.noise.user_noise`.
+
+        Args:
+            users: User ids, ``[C]``.
+            width: Draws a user.
+            epoch: 0-based epoch.
+        """
+        return user_noise(users, width, self.seed, 2, epoch)
 
     @contextlib.contextmanager
     def ranking_mode(self) -> Iterator[None]:

@@ -163,7 +163,6 @@ class RCEKD(Distiller):
         """One chunked pass over the users: lists, sample, targets and weights."""
         if self._tables is None:
             self._tables = Tables.empty(self.n_users, self.k, self.sample, self.device)
-        generator = self.generator(epoch, self.device)
         top_items, top_scores = self.teacher.top_k(self.k, self.mask_train)
         sums = torch.zeros(4, dtype=torch.float64)
         buffer = None
@@ -173,7 +172,8 @@ class RCEKD(Distiller):
                 buffer = torch.full(shape, self.length, dtype=torch.int32, device=self.device)
             teacher_items = top_items[users].long()
             ranks = ranks_in(lists, teacher_items, self.n_items, buffer)
-            sums += self._fill(users, lists, teacher_items, top_scores[users], ranks, generator)
+            noise = self.noise(users, self.length, epoch)
+            sums += self._fill(users, lists, teacher_items, top_scores[users], ranks, noise)
         overlap, weight, beyond, ndcg = (sums / max(1, len(self.users))).tolist()
         return {
             "overlap_topk": overlap,
@@ -189,7 +189,7 @@ class RCEKD(Distiller):
         teacher_items: Tensor,
         teacher_scores: Tensor,
         ranks: Tensor,
-        generator: torch.Generator,
+        noise: Tensor,
     ) -> Tensor:
         """Fill the tables of one chunk; returns the sums of its four diagnostics."""
         tables = self._tables
@@ -200,7 +200,7 @@ class RCEKD(Distiller):
             )
         else:
             log_weights = rank_log_weights(len(users), self.length, self.temperature)
-        drawn = gumbel_top_k(log_weights.to(lists.device), self.sample, generator)
+        drawn = gumbel_top_k(log_weights.to(lists.device), self.sample, noise)
         sample, student_items = lists.gather(1, drawn), lists[:, : self.k]
         in_sample = torch.zeros(len(users), self.length + 1, dtype=torch.bool, device=lists.device)
         in_sample = in_sample.scatter_(1, drawn, True).gather(1, ranks)
