@@ -438,7 +438,13 @@ class KDConfig(Config):
 
     def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type[Any], str]:
         option = "--teacher" if self.role == "teacher" else "--student"
-        return short_name(model), backbone_class(model, option), dataset
+        cls = backbone_class(model, option)
+        if cls.type in (ModelType.CONTEXT, ModelType.DECISIONTREE):
+            raise KDError(
+                f"{option}={model}: a {cls.type.name.lower()} model, which scores labelled "
+                "interactions; allowed are models that rank the items for a user"
+            )
+        return short_name(model), cls, dataset
 
     def _load_internal_config_dict(self, model: str, model_class: Any, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
@@ -517,6 +523,11 @@ class KDConfig(Config):
         for key in ("allow_leak", "repeatable", "scratch"):
             self.choice(key, (True, False))
         self.choice("learner", LEARNERS)
+        if "adam" not in self["learner"] and self._said("adam_eps"):
+            raise KDError(
+                f"{self._shown('adam_eps')}: found learner={self['learner']}, which has no such "
+                "epsilon; allowed with adam and adamw"
+            )
         self.choice("eval_history", ("all", "train"))
         mode = self["eval_args"]["mode"]["test"]
         if self["eval_history"] == "train" and mode != "full":
@@ -533,6 +544,10 @@ class KDConfig(Config):
         names = [m.lower() for m in self["metrics"]]
         cut = [[m] if m in WITHOUT_CUTOFF else [f"{m}@{k}" for k in self["topk"]] for m in names]
         return list(dict.fromkeys(name for group in cut for name in group))
+
+    def _said(self, key: str) -> bool:
+        """Whether the user set the option, for this role or for all."""
+        return any(key in flatten(layer.values, self.role) for layer in self.sources.layers)
 
     def _shown(self, key: str) -> str:
         """The option as its user wrote it, with its section."""

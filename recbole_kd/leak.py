@@ -39,7 +39,7 @@ def leaked(split: Split, teacher: UserHistory, user_ids: Tensor, item_ids: Tenso
 
 def guard(
     split: Split,
-    teacher: UserHistory | None,
+    teacher: UserHistory,
     user_ids: Tensor,
     item_ids: Tensor,
     origin: str,
@@ -49,7 +49,7 @@ def guard(
 
     Args:
         split: The student's split.
-        teacher: The teacher's train interactions, or ``None`` if the checkpoint does not say.
+        teacher: The teacher's train interactions, in the teacher's ids.
         user_ids: Teacher id of every student user id.
         item_ids: Teacher id of every student item id.
         origin: Name of the teacher, for the message.
@@ -59,24 +59,20 @@ def guard(
         Leaked interactions.
 
     Raises:
-        KDError: There are some, or it cannot be told, and ``allow`` is false.
+        KDError: There are some and ``allow`` is false.
     """
-    total = len(split.held_out()[0])
-    if teacher is None:
-        count = -1
-        found = f"the teacher {origin} does not record what it was trained on"
-    else:
-        count = leaked(split, teacher, user_ids, item_ids)
-        found = (
-            f"the teacher {origin} was trained on {count} of the {total} validation and test "
-            f"interactions of the student ({count / max(1, total):.1%}): its split is another one"
-        )
+    count = leaked(split, teacher, user_ids, item_ids)
     if count == 0:
         return 0
+    total = len(split.held_out()[0])
+    found = (
+        f"the teacher {origin} was trained on {count} of the {total} validation and test "
+        f"interactions of the student ({count / total:.1%}): its split is another one"
+    )
     if not allow:
         raise KDError(
             f"{found}; train it on this run's split (leave --teacher.checkpoint out), give both "
             "the same split_seed and eval_args, or set --allow_leak to go on with wrong numbers"
         )
     logging.getLogger(__name__).warning("LEAK ALLOWED: %s. The results are not comparable.", found)
-    return max(count, 0)
+    return count

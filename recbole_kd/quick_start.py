@@ -78,7 +78,7 @@ def _refuse_distributed(sources: Sources) -> None:
 
 @dataclass
 class TeacherParts:
-    """A frozen teacher with what the report says of it."""
+    """A frozen teacher with what the report says of it; ``note`` where it was tested otherwise."""
 
     frozen: FrozenTeacher
     scorer: Scorer
@@ -86,6 +86,7 @@ class TeacherParts:
     test_result: dict[str, float]
     checkpoint: str | None
     digest: str
+    note: str = ""
 
 
 class Run:
@@ -178,9 +179,12 @@ class Run:
         trained = training.train_alone(self.teacher_config, self.split, self.saved)
         frozen = self._freeze(trained.scorer, _identity(self.split))
         digest = training.fingerprint(self.teacher_config, self.split)
-        return TeacherParts(
+        parts = TeacherParts(
             frozen, trained.scorer, trained.name, trained.test_result, trained.checkpoint, digest
         )
+        if _ranking(self.teacher_config) != _ranking(self.config):
+            parts.note = _ranking(self.teacher_config)
+        return parts
 
     def _teacher_from_checkpoint(self, path: str) -> TeacherParts:
         loaded = deploy.load_model(path, self.config["device"])
@@ -199,7 +203,10 @@ class Run:
         result = self._evaluate_teacher(frozen)
         file = Path(path) / "best.pt" if Path(path).is_dir() else Path(path)
         digest = hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
-        return TeacherParts(frozen, scorer, name, result, str(file), digest)
+        parts = TeacherParts(frozen, scorer, name, result, str(file), digest)
+        if loaded.model.type.name == "SEQUENTIAL":
+            parts.note = "encodes the train history, without the validation items"
+        return parts
 
     def _freeze(self, scorer: Scorer, ids: tuple[torch.Tensor, torch.Tensor]) -> FrozenTeacher:
         return FrozenTeacher(scorer, *ids, self.split.history, self.config["memory_budget_gb"])
@@ -233,7 +240,7 @@ class Run:
             if model is not None
         ]
         table = report.table(rows, self.config["valid_metric"].lower())
-        self.log.info("Test results: %s", self._protocol())
+        self.log.info("Test results: %s", self._protocol(teacher))
         checkpoints = {
             "student": trained.checkpoint,
             "teacher": teacher.checkpoint if teacher else None,
@@ -257,20 +264,18 @@ class Run:
             "table": table,
         }
         if trained.folder:
-            summary = json.dumps({**result, "protocol": self._protocol()}, indent=1) + "\n"
+            summary = json.dumps({**result, "protocol": self._protocol(teacher)}, indent=1) + "\n"
             checkpoint.write_text(trained.folder / "summary.json", summary)
             self.log.info("Written to %s", trained.folder)
         return result
 
-    def _protocol(self) -> str:
+    def _protocol(self, teacher: TeacherParts | None) -> str:
         c = self.config
         split = f"split {c['eval_args']['split']} by {c['eval_args']['order']}"
         if c["benchmark_filename"]:
             split = f"ready-made split {c['benchmark_filename']}"
         text = f"{split}, split_seed {c['split_seed']}, seed {c['seed']}, {_ranking(c)}"
-        if self.teacher_config is not None and _ranking(self.teacher_config) != _ranking(c):
-            text += f"; the teacher: {_ranking(self.teacher_config)}"
-        return text
+        return f"{text}; the teacher: {teacher.note}" if teacher and teacher.note else text
 
     def _say_changes(self, config: KDConfig) -> None:
         lines = [

@@ -169,40 +169,23 @@ class TableScorer(FactorScorer):
 class GraphScorer(FactorScorer):
     """A model whose ``forward()`` propagates all embeddings over the graph, as in LightGCN.
 
-    Within :meth:`step` the propagation runs once and serves every score and, where the model has
-    our ``shared_propagation``, the model's own loss too.
+    Within :meth:`step` a model that has ``shared_propagation``, as our LightGCN, propagates once
+    for every score and for its own loss.
     """
-
-    def __init__(self, model: Any, history: UserHistory):
-        super().__init__(model, history)
-        self._shared: tuple[Tensor, Tensor] | None = None
-        self._inside = False
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Propagate at most once inside this block."""
-        share = getattr(self.model, "shared_propagation", contextlib.nullcontext)
-        self._inside, self._shared = True, None
-        try:
-            with share():
-                yield
-        finally:
-            self._inside, self._shared = False, None
-
-    def _vectors(self) -> tuple[Tensor, Tensor]:
-        if not self._inside:
-            return self.model.forward()
-        if self._shared is None:
-            self._shared = self.model.forward()
-        return self._shared
+        """Propagate once inside this block."""
+        with getattr(self.model, "shared_propagation", contextlib.nullcontext)():
+            yield
 
     def user_vectors(self, users: Tensor) -> Tensor:
         """Propagated user vectors, ``[B, d]``."""
-        return self._vectors()[0][users]
+        return self.model.forward()[0][users]
 
     def item_vectors(self) -> Tensor:
         """Propagated item vectors, ``[n_items, d]``."""
-        return self._vectors()[1]
+        return self.model.forward()[1]
 
 
 class SequenceScorer(FactorScorer):
@@ -262,18 +245,24 @@ class DenseScorer(Scorer):
     def _pairs(self, users: Tensor, items: Tensor) -> Tensor:
         pairs = self._interaction(users).repeat_interleave(items.shape[1])
         pairs.update(Interaction({self.model.ITEM_ID: items.reshape(-1)}).to(self.device))
-        return self.model.predict(pairs).view(items.shape)
+        return self._ask(self.model.predict, pairs).view(items.shape)
+
+    def _ask(self, method: Callable[[Interaction], Tensor], query: Interaction) -> Tensor:
+        try:
+            return method(query)
+        except KeyError as error:
+            raise KDError(
+                f"{type(self.model).__name__} reads the field {error} of an interaction; a teacher "
+                "is asked about a user with the train history, which has no such field"
+            ) from error
 
     @torch.no_grad()
     def score_all(self, state: Tensor) -> Tensor:
         """Scores ``[B, n_items]`` of all items; column 0 is padding."""
         if self._full_sort:
             # A model may hand out a cached tensor: never let a caller mask it in place.
-            return (
-                self.model.full_sort_predict(self._interaction(state))
-                .view(-1, self.n_items)
-                .clone()
-            )
+            scores = self._ask(self.model.full_sort_predict, self._interaction(state))
+            return scores.view(-1, self.n_items).clone()
         items = torch.arange(self.n_items, device=self.device).expand(len(state), -1)
         return self.score(state, items)
 

@@ -131,6 +131,8 @@ def command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> C
         (["--epochs=2", "--epochs=3"], ["--epochs is given twice", "'2'", "'3'"]),
         (["--student=BPR", "--student=NeuMF"], ["--student is given twice"]),
         (["--student=NeuMF"], ["--student=NeuMF", "BPR, GRU4Rec, LightGCN, SASRec"]),
+        (["--student=FM"], ["--student=FM", "context model"]),
+        (["--teacher=FM"], ["--teacher=FM", "context model"]),
         (["-m"], ["--model needs a value"]),
         (["-d", "--seed=1"], ["--dataset needs a value"]),
         (["epochs=3"], ["'epochs=3'"]),

@@ -619,6 +619,7 @@ def test_defaults_of_a_model_from_outside(tmp_path: Path, monkeypatch: pytest.Mo
         (["--topk=[0]"], ["options of BPR", "topk"]),
         (["--eval_args=3"], ["options of BPR", "eval_args"]),
         (["--valid_metric=5"], ["options of BPR"]),
+        (["--learner=sgd", "--adam_eps=1e-9"], ["--adam_eps", "learner=sgd", "adamw"]),
     ],
 )
 def test_values_out_of_range(arguments: list[str], parts: list[str]) -> None:
