@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import recbole_kd
+from recbole_kd import convert
 from recbole_kd.registry import method_names
 
 ROOT = Path(recbole_kd.__file__).resolve().parent
@@ -23,6 +24,7 @@ METHODS = sorted(
     for name in TREES
     if name.startswith("methods/") and Path(name).stem not in {"__init__", "base"}
 )
+FORMATS = [f"convert/{name}.py" for name in convert.FORMATS]
 READS_RECBOLE = {
     "backbones/lightgcn.py",
     "checkpoint.py",
@@ -60,7 +62,7 @@ def packages(name: str) -> set[str]:
 
 def ours(name: str) -> set[str]:
     """Modules of this package that a module imports."""
-    members = {n.removesuffix(".py").replace("/", ".") for n in TREES}
+    members = {n.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for n in TREES}
     found = set()
     for module, _ in imports(TREES[name]):
         parts = module.split(".")
@@ -84,6 +86,18 @@ def test_pure_modules_import_torch_only(name: str) -> None:
 def test_methods_know_neither_recbole_nor_each_other(name: str) -> None:
     assert packages(name) <= {"torch", "recbole_kd"}
     assert {m for m in ours(name) if m.startswith("methods")} == {"methods.base"}
+
+
+def test_converters_need_nothing_else_of_this_package() -> None:
+    names = [name for name in TREES if name.startswith("convert/")]
+    found = {m for name in names for m in ours(name) if not m.startswith("convert.")}
+    assert found == {"errors"}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_know_neither_each_other_nor_the_writer(name: str) -> None:
+    shared = {"convert.interactions", "convert.options", "convert.readers", "convert.result"}
+    assert ours(name) <= shared | {"errors"}
 
 
 def test_what_lies_below_everything_imports_nothing_above() -> None:
