@@ -13,7 +13,7 @@ import pytest
 import recbole
 import torch
 
-from recbole_kd.config import KDConfig, Sources
+from recbole_kd.config import KDConfig
 from recbole_kd.data import (
     Split,
     Tokens,
@@ -25,6 +25,7 @@ from recbole_kd.data import (
 )
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory, first_rows
+from recbole_kd.options import Sources
 
 Row = tuple[str, str, float]
 ML100K = Path(recbole.__file__).parent / "dataset_example" / "ml-100k" / "ml-100k.inter"

@@ -16,9 +16,10 @@ from recbole.utils import init_seed
 from test_data import config_for, ml100k_rows, part_pairs, write_dataset
 
 from recbole_kd import compat, run_recbole_kd
-from recbole_kd.config import KDConfig, Sources
+from recbole_kd.config import KDConfig
 from recbole_kd.data import Split, load_split, make_loaders
 from recbole_kd.evaluation import TopKCollector
+from recbole_kd.options import Sources
 from recbole_kd.trainer import RunTrainer
 from recbole_kd.training import build_plain
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from recbole_kd import leak, training
-from recbole_kd.config import KDConfig, Sources
+from recbole_kd.config import KDConfig
 from recbole_kd.data import Split, load_split
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
+from recbole_kd.options import Sources
 from recbole_kd.quick_start import run_recbole_kd, translate_history
 from recbole_kd.registry import method_class
 from recbole_kd.scoring import scorer_for

@@ -27,8 +27,9 @@ from recbole.utils import get_model, get_trainer, init_seed
 from torch import Tensor, nn
 
 from recbole_kd import checkpoint, compat, deploy, training
-from recbole_kd.config import KDConfig, Sources
+from recbole_kd.config import KDConfig
 from recbole_kd.data import Split, load_split
+from recbole_kd.options import Sources
 from recbole_kd.quick_start import run_recbole_kd
 
 OPTIONS: dict[str, Any] = {
