@@ -129,6 +129,12 @@ def test_only_listed_modules_import_recbole() -> None:
     assert {name for name in TREES if "recbole" in packages(name)} == READS_RECBOLE
 
 
+def test_no_test_module_imports_another() -> None:
+    for path in Path(__file__).parent.glob("test_*.py"):
+        modules = {m.partition(".")[0] for m, _ in imports(ast.parse(path.read_text("utf-8")))}
+        assert not [m for m in modules if m.startswith("test_")], path.name
+
+
 def test_recboles_quick_start_is_imported_nowhere() -> None:
     for name, tree in TREES.items():
         assert not [m for m, _ in imports(tree) if m.startswith("recbole.quick_start")], name

@@ -15,7 +15,7 @@ import recbole
 import torch
 import yaml
 from recbole.model.general_recommender import BPR
-from test_data import config_for, ml100k_rows, write_dataset
+from tiny import config_for
 
 from recbole_kd import defaults, run_recbole_kd
 from recbole_kd.config import KDConfig
@@ -72,11 +72,6 @@ def refusal(call: Any, *arguments: Any, **named: Any) -> str:
         call(*arguments, **named)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"), ml100k_rows())
 
 
 # -- precedence --------------------------------------------------------------------------------
