@@ -21,9 +21,10 @@ from common import need_data, parser, provenance
 from tabulate import tabulate
 
 from recbole_kd import training
-from recbole_kd.config import KDConfig, Sources
+from recbole_kd.config import KDConfig
 from recbole_kd.data import load_split, make_loaders
 from recbole_kd.methods.rcekd import RCEKD
+from recbole_kd.options import Sources
 from recbole_kd.scoring import scorer_for
 from recbole_kd.teacher import FrozenTeacher
 from recbole_kd.trainer import make_trainer

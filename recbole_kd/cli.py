@@ -58,7 +58,7 @@ def _long_options(arguments: Sequence[str]) -> list[str]:
 
 def train(arguments: Sequence[str]) -> int:
     """``recbole-kd train``: one call of :func:`recbole_kd.quick_start.run_recbole_kd`."""
-    from recbole_kd.config import parse_arguments
+    from recbole_kd.options import parse_arguments
     from recbole_kd.quick_start import run_recbole_kd
 
     options = parse_arguments(_long_options(arguments))
@@ -69,9 +69,9 @@ def train(arguments: Sequence[str]) -> int:
 
 def convert(arguments: Sequence[str]) -> int:
     """``recbole-kd convert``: raw files to RecBole's atomic files."""
-    from recbole_kd.config import parse_arguments
     from recbole_kd.convert import FORMATS
     from recbole_kd.convert import convert as run
+    from recbole_kd.options import parse_arguments
 
     plain = [a for a in arguments if not a.startswith("--")]
     if len(plain) != 3:

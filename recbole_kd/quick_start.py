@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from recbole_kd import checkpoint, deploy, leak, report, training
-from recbole_kd.config import KDConfig, Sources, check_keys, short_name
+from recbole_kd.config import KDConfig
 from recbole_kd.data import Split, load_split
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
-from recbole_kd.registry import method_class, recbole_class
+from recbole_kd.keys import check_keys
+from recbole_kd.options import Sources
+from recbole_kd.registry import method_class, recbole_class, short_name
 from recbole_kd.scoring import Scorer, require_factorised, scorer_for
 from recbole_kd.teacher import FrozenTeacher, join_tokens, report_overlap
 
@@ -204,7 +206,7 @@ class Run:
         file = Path(path) / "best.pt" if Path(path).is_dir() else Path(path)
         digest = hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
         parts = TeacherParts(frozen, scorer, name, result, str(file), digest)
-        if loaded.model.type.name == "SEQUENTIAL":
+        if getattr(loaded.model.type, "name", "") == "SEQUENTIAL":
             parts.note = "encodes the train history, without the validation items"
         return parts
 

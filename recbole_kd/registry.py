@@ -50,6 +50,11 @@ def _recbole_names() -> list[str]:
     return sorted(p.stem for p in folder.glob("*.yaml"))
 
 
+def short_name(model: str) -> str:
+    """``pkg.module:Class`` -> ``Class``; other names as they are."""
+    return model.rpartition(":")[2]
+
+
 def method_names() -> list[str]:
     """Every method that ``--model`` accepts by its short name, ``Scratch`` included."""
     return sorted(

@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
-import recbole
 import torch
+from tiny import ML100K, config_for, ml100k_rows, write_dataset
+
+from recbole_kd.data import Split, load_split
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
-
-ML100K = Path(recbole.__file__).parent / "dataset_example" / "ml-100k" / "ml-100k.inter"
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,18 @@ def _quiet_logging():
     handlers, level = list(root.handlers), root.level
     yield
     root.handlers[:], root.level = handlers, level
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data set ``tiny``, its real times kept; a module's own, for runs write."""
+    return write_dataset(tmp_path_factory.mktemp("data"), ml100k_rows())
+
+
+@pytest.fixture(scope="module")
+def split(root: Path) -> Split:
+    """The default split of ``root``."""
+    return load_split(config_for(root))
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,11 @@ from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from recbole_kd.config import KDConfig, Sources, method_defaults
+from recbole_kd.config import KDConfig
+from recbole_kd.defaults import method_defaults
 from recbole_kd.history import UserHistory
 from recbole_kd.methods.base import Distiller
+from recbole_kd.options import Sources
 from recbole_kd.scoring import FactorScorer, GraphScorer, TableScorer
 from recbole_kd.teacher import FrozenTeacher
 

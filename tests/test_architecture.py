@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import recbole_kd
+from recbole_kd import convert
 from recbole_kd.registry import method_names
 
 ROOT = Path(recbole_kd.__file__).resolve().parent
@@ -23,14 +24,17 @@ METHODS = sorted(
     for name in TREES
     if name.startswith("methods/") and Path(name).stem not in {"__init__", "base"}
 )
+FORMATS = [f"convert/{name}.py" for name in convert.FORMATS]
 READS_RECBOLE = {
     "backbones/lightgcn.py",
     "checkpoint.py",
     "compat.py",
     "config.py",
     "data.py",
+    "defaults.py",
     "deploy.py",
     "evaluation.py",
+    "keys.py",
     "methods/base.py",
     "registry.py",
     "scoring.py",
@@ -58,9 +62,14 @@ def packages(name: str) -> set[str]:
     return found - set(sys.stdlib_module_names) - {"__future__"}
 
 
+def member(name: str) -> str:
+    """The name under which a file of this package is imported."""
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
 def ours(name: str) -> set[str]:
     """Modules of this package that a module imports."""
-    members = {n.removesuffix(".py").replace("/", ".") for n in TREES}
+    members = {member(n) for n in TREES}
     found = set()
     for module, _ in imports(TREES[name]):
         parts = module.split(".")
@@ -87,17 +96,44 @@ def test_methods_know_neither_recbole_nor_each_other(name: str) -> None:
     assert {m for m in ours(name) if m.startswith("methods")} == {"methods.base"}
 
 
+def test_converters_need_nothing_else_of_this_package() -> None:
+    names = [name for name in TREES if name.startswith("convert/")]
+    found = {m for name in names for m in ours(name) if not m.startswith("convert.")}
+    assert found == {"errors"}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_know_neither_each_other_nor_the_writer(name: str) -> None:
+    shared = {"convert.interactions", "convert.options", "convert.readers", "convert.result"}
+    assert ours(name) <= shared | {"errors"}
+
+
 def test_what_lies_below_everything_imports_nothing_above() -> None:
     assert packages("errors.py") == set()
     assert ours("compat.py") == {"errors"}
+    assert ours("options.py") == {"errors"}
     assert ours("registry.py") == {"compat", "errors"}
     assert ours("resources.py") == set()
     assert ours("__init__.py") <= {"compat", "deploy", "quick_start"}
     assert {m for m in ours("trainer.py") if m.startswith("methods")} == set()
 
 
+def test_imports_have_no_cycle() -> None:
+    """An import inside a function counts; only the package itself may wait for its first use."""
+    rest = {member(name): ours(name) for name in TREES if name != "__init__.py"}
+    while free := {name for name, needs in rest.items() if not needs & set(rest)}:
+        rest = {name: needs for name, needs in rest.items() if name not in free}
+    assert rest == {}
+
+
 def test_only_listed_modules_import_recbole() -> None:
     assert {name for name in TREES if "recbole" in packages(name)} == READS_RECBOLE
+
+
+def test_no_test_module_imports_another() -> None:
+    for path in Path(__file__).parent.glob("test_*.py"):
+        modules = {m.partition(".")[0] for m, _ in imports(ast.parse(path.read_text("utf-8")))}
+        assert not [m for m in modules if m.startswith("test_")], path.name
 
 
 def test_recboles_quick_start_is_imported_nowhere() -> None:

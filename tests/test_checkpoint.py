@@ -18,7 +18,6 @@ import pytest
 import tiny
 import torch
 from recbole.utils import InputType, ModelType
-from test_leak import distil
 
 from recbole_kd import checkpoint
 from recbole_kd.deploy import load_model
@@ -521,7 +520,7 @@ def test_recboles_own_checkpoint_opens(name: str, recbole_files: dict[str, Path]
 def test_recboles_own_checkpoint_teaches(
     name: str, recbole_files: dict[str, Path], tmp_path: Path
 ) -> None:
-    result = distil(tmp_path, recbole_files[name], "SASRec" if name == "SASRec" else "BPR")
+    result = tiny.distil(tmp_path, recbole_files[name], "SASRec" if name == "SASRec" else "BPR")
     assert result["teacher_test_result"]["recall@20"] > 0
     assert result["checkpoints"]["teacher"] == str(recbole_files[name])
 

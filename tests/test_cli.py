@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_data import ml100k_rows, write_dataset, write_inter, write_parts
+from tiny import ml100k_rows, write_dataset, write_inter, write_parts
 
 from recbole_kd import run_recbole_kd
 from recbole_kd.cli import main

@@ -29,13 +29,13 @@ from recbole.model.general_recommender import LightGCN as RecBoleLightGCN
 from recbole.trainer import Trainer
 from recbole.utils import ModelType, get_trainer
 from scipy.sparse import dok_matrix
-from test_data import config_for, ml100k_rows, write_dataset
+from tiny import config_for
 
 import recbole_kd
 from recbole_kd import checkpoint, compat, run_recbole_kd
 from recbole_kd.cli import main
 from recbole_kd.config import KDConfig
-from recbole_kd.data import Split, load_split, make_loaders
+from recbole_kd.data import Split, make_loaders
 from recbole_kd.errors import KDError
 from recbole_kd.trainer import RunTrainer
 from recbole_kd.training import build_plain
@@ -54,16 +54,6 @@ SHOWN = {
     "float32 times": "test_data.py: test_sessions_are_ordered_by_the_second",
 }
 """Where each shim is shown to be needed and right."""
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"), ml100k_rows())
-
-
-@pytest.fixture(scope="module")
-def split(root: Path) -> Split:
-    return load_split(config_for(root))
 
 
 def python(cwd: Path, code: str) -> Any:

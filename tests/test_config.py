@@ -11,24 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import recbole
 import torch
 import yaml
 from recbole.model.general_recommender import BPR
-from test_data import config_for, ml100k_rows, write_dataset
+from tiny import config_for
 
-from recbole_kd import config as config_module
-from recbole_kd import run_recbole_kd
-from recbole_kd.config import (
-    KDConfig,
-    SafeLoader,
-    Sources,
-    check_keys,
-    parse_arguments,
-    parse_value,
-    read_yaml,
-)
+from recbole_kd import defaults, run_recbole_kd
+from recbole_kd.config import KDConfig
 from recbole_kd.data import load_split
 from recbole_kd.errors import KDError
+from recbole_kd.keys import check_keys
+from recbole_kd.options import SafeLoader, Sources, parse_arguments, parse_value, read_yaml
 from recbole_kd.registry import method_names
 from recbole_kd.resources import properties_dir
 
@@ -80,11 +74,6 @@ def refusal(call: Any, *arguments: Any, **named: Any) -> str:
     return str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"), ml100k_rows())
-
-
 # -- precedence --------------------------------------------------------------------------------
 
 
@@ -119,7 +108,7 @@ def test_files_count_in_the_order_given(tmp_path: Path) -> None:
 
 def test_shipped_files_lie_over_recboles() -> None:
     stock = yaml.safe_load(
-        (Path(config_module.recbole.__file__).parent / "properties" / "overall.yaml").read_text()
+        (Path(recbole.__file__).parent / "properties" / "overall.yaml").read_text()
     )
     found = pair()
     for key, value in read_yaml(properties_dir() / "overall.yaml").items():
@@ -243,7 +232,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the shipped files with recipes for a data set called toy."""
     folder = tmp_path / "properties"
     shutil.copytree(properties_dir(), folder)
-    monkeypatch.setattr(config_module, "properties_dir", lambda: folder)
+    monkeypatch.setattr(defaults, "properties_dir", lambda: folder)
     recipe = folder / "recipe" / "toy"
     (recipe / "BPR-BPR").mkdir(parents=True)
     (recipe / "BPR").mkdir()
@@ -736,7 +725,10 @@ def teacher(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
-    """Keys read from any configuration once it is built; checks while it is built do not count."""
+    """Keys read from any configuration once it is built; checks while it is built do not count.
+
+    What the sources are asked for while it is built does: it settles which files are read.
+    """
     seen: set[str] = set()
     building: list[int] = []
     init = KDConfig.__init__
@@ -748,19 +740,20 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
         finally:
             building.pop()
 
-    def recording(name: str) -> Any:
-        original = getattr(KDConfig, name)
+    def record(cls: type, name: str, while_building: bool) -> None:
+        original = getattr(cls, name)
 
-        def read(self: KDConfig, key: str, *more: Any) -> Any:
-            if not building or name == "_first_said":
+        def read(self: Any, key: str, *more: Any, **named: Any) -> Any:
+            if bool(building) == while_building:
                 seen.add(key)
-            return original(self, key, *more)
+            return original(self, key, *more, **named)
 
-        return read
+        monkeypatch.setattr(cls, name, read)
 
     monkeypatch.setattr(KDConfig, "__init__", building_init)
-    for name in ("__getitem__", "require", "_first_said"):
-        monkeypatch.setattr(KDConfig, name, recording(name))
+    record(KDConfig, "__getitem__", while_building=False)
+    record(KDConfig, "require", while_building=False)
+    record(Sources, "get", while_building=True)
     return seen
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import recbole
 import torch
+from tiny import Row, config_for, ml100k_rows, part_pairs, write_dataset, write_parts
 
-from recbole_kd.config import KDConfig, Sources
+from recbole_kd.config import KDConfig
 from recbole_kd.data import (
     Split,
     Tokens,
@@ -26,52 +26,7 @@ from recbole_kd.data import (
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory, first_rows
 
-Row = tuple[str, str, float]
-ML100K = Path(recbole.__file__).parent / "dataset_example" / "ml-100k" / "ml-100k.inter"
 LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO"}
-
-
-def ml100k_rows(users: int = 80, items: int = 150) -> list[Row]:
-    """The interactions of the first users of ml-100k with its most frequent items."""
-    lines = ML100K.read_text(encoding="utf-8").splitlines()[1:]
-    table = [(u, i, float(t)) for u, i, _, t in (line.split("\t") for line in lines)]
-    tokens, counts = np.unique([i for _, i, _ in table], return_counts=True)
-    frequent = set(tokens[np.argsort(-counts, kind="stable")[:items]])
-    return [r for r in table if int(r[0]) <= users and r[1] in frequent]
-
-
-def write_inter(path: Path, rows: Sequence[Row]) -> None:
-    """Write an atomic file with times."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{u}\t{i}\t{t:.0f}\n" for u, i, t in rows]
-    path.write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "".join(lines))
-
-
-def write_dataset(root: Path, rows: Sequence[Row], name: str = "tiny") -> Path:
-    """Write a data set of one file and return the folder that holds its folder."""
-    write_inter(root / name / f"{name}.inter", rows)
-    return root
-
-
-def write_parts(root: Path, parts: Sequence[Sequence[Row]], name: str = "parts") -> Path:
-    """Write a ready-made split and return the folder that holds its folder."""
-    for part, rows in zip(("train", "valid", "test"), parts, strict=True):
-        write_inter(root / name / f"{name}.{part}.inter", rows)
-    return root
-
-
-def config_for(root: Path, role: str = "student", name: str = "tiny", **options: Any) -> KDConfig:
-    """A configuration on a data set of ours, its times loaded."""
-    given = {
-        "data_path": str(root),
-        "checkpoint_dir": str(root / "saved"),
-        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-        "MAX_ITEM_LIST_LENGTH": 5,
-        "student": "BPR",
-        "model": "Scratch",
-        **options,
-    }
-    return KDConfig(Sources.collect(dataset=name, options=given), role)
 
 
 def by_user(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -91,21 +46,9 @@ def history_tokens(split: Split) -> dict[str, list[str]]:
     return dict(found)
 
 
-def part_pairs(split: Split, index: int) -> set[tuple[str, str]]:
-    """User and item tokens of one part."""
-    feat, data = split.parts[index].inter_feat, split.dataset
-    pairs = zip(feat[data.uid_field].tolist(), feat[data.iid_field].tolist(), strict=True)
-    return {(split.tokens.users[u], split.tokens.items[i]) for u, i in pairs}
-
-
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
     return ml100k_rows()
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, rows: list[Row]) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"), rows)
 
 
 # -- histories against brute force -------------------------------------------------------------

@@ -18,10 +18,11 @@ from recbole.utils import get_model
 
 import recbole_kd
 from recbole_kd import checkpoint, deploy, training
-from recbole_kd.config import KDConfig, Sources
+from recbole_kd.config import KDConfig
 from recbole_kd.data import load_split
 from recbole_kd.deploy import LoadedModel, SavedDataset, export_recbole, load_model
 from recbole_kd.errors import KDError
+from recbole_kd.options import Sources
 from recbole_kd.quick_start import run_recbole_kd
 from recbole_kd.scoring import DenseScorer, FactorScorer
 

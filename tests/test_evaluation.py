@@ -13,27 +13,18 @@ from recbole.evaluator import Evaluator
 from recbole.evaluator.collector import Collector
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
-from test_data import config_for, ml100k_rows, part_pairs, write_dataset
+from tiny import config_for, part_pairs
 
 from recbole_kd import compat, run_recbole_kd
-from recbole_kd.config import KDConfig, Sources
+from recbole_kd.config import KDConfig
 from recbole_kd.data import Split, load_split, make_loaders
 from recbole_kd.evaluation import TopKCollector
+from recbole_kd.options import Sources
 from recbole_kd.trainer import RunTrainer
 from recbole_kd.training import build_plain
 
 ALL_METRICS = ["Recall", "NDCG", "MRR", "Hit", "Precision", "MAP", "ShannonEntropy"]
 CATALOGUE_METRICS = ["ItemCoverage", "GiniIndex", "AveragePopularity", "TailPercentage"]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"), ml100k_rows())
-
-
-@pytest.fixture(scope="module")
-def split(root: Path) -> Split:
-    return load_split(config_for(root))
 
 
 def evaluate(config: KDConfig, split: Split, phase: int = 2) -> dict[str, float]:

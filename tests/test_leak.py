@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from recbole_kd import leak, training
-from recbole_kd.config import KDConfig, Sources
+from recbole_kd.config import KDConfig
 from recbole_kd.data import Split, load_split
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
-from recbole_kd.quick_start import run_recbole_kd, translate_history
+from recbole_kd.options import Sources
+from recbole_kd.quick_start import translate_history
 from recbole_kd.registry import method_class
 from recbole_kd.scoring import scorer_for
 from recbole_kd.teacher import FrozenTeacher, join_tokens
@@ -239,29 +240,17 @@ def test_two_seeds_of_ml_100k(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 # -- whole runs ----------------------------------------------------------------------------------
 
 
-def distil(folder: Path, teacher: Path, student: str = "BPR", **more: Any) -> dict[str, Any]:
-    """One epoch of CE from a teacher's checkpoint, without scratch student."""
-    settings = {
-        **tiny.options(student, **more),
-        "checkpoint_dir": str(folder),
-        "scratch": False,
-        "ce_K": 10,
-        "teacher": {"checkpoint": str(teacher)},
-    }
-    return run_recbole_kd("CE", tiny.dataset(), config_dict=settings, student=student)
-
-
 def test_a_checkpoint_of_another_split_is_refused_before_training(tmp_path: Path) -> None:
     teacher = tiny.save("BPR", tmp_path / "teacher.pt", seed=1)
     expected = brute_force(tiny.split("BPR"), tiny.split("BPR", "tiny", 1))
     with pytest.raises(KDError, match=rf"teacher\.pt was trained on {expected} of the 1070"):
-        distil(tmp_path / "saved", teacher)
+        tiny.distil(tmp_path / "saved", teacher)
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
 def test_a_checkpoint_of_the_same_split_is_accepted(tmp_path: Path) -> None:
     teacher = tiny.save("BPR", tmp_path / "teacher.pt")
-    result = distil(tmp_path / "saved", teacher)
+    result = tiny.distil(tmp_path / "saved", teacher)
     assert result["test_result"]["ndcg@10"] > 0
     assert result["teacher_test_result"]["ndcg@10"] > 0
 
@@ -270,7 +259,7 @@ def test_allow_leak_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     teacher = tiny.save("BPR", tmp_path / "teacher.pt", seed=1)
     expected = brute_force(tiny.split("BPR"), tiny.split("BPR", "tiny", 1))
     with caplog.at_level(logging.WARNING):
-        distil(tmp_path / "saved", teacher, allow_leak=True)
+        tiny.distil(tmp_path / "saved", teacher, allow_leak=True)
     (warning,) = [m for m in caplog.messages if "LEAK ALLOWED" in m]
     assert f"{expected} of the 1070" in warning
 
@@ -279,7 +268,7 @@ def test_allow_leak_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
 def test_recboles_own_checkpoint(name: str, tmp_path: Path) -> None:
     """It records no split; the guard reads the one that its seed gives."""
     same = tiny.run_recbole(name, tmp_path / "same", seed=2020)
-    result = distil(tmp_path / "saved", same, name)
+    result = tiny.distil(tmp_path / "saved", same, name)
     assert result["teacher_test_result"]["ndcg@10"] >= 0
     summary = Path(result["checkpoints"]["student"]).with_name("summary.json").read_text()
     assert ("the teacher: encodes the train history" in summary) == (name == "SASRec")
@@ -288,7 +277,7 @@ def test_recboles_own_checkpoint(name: str, tmp_path: Path) -> None:
     other = tiny.run_recbole(name, tmp_path / "other", seed=3)
     expected = brute_force(tiny.split("BPR"), tiny.split("BPR", "tiny", 3))
     with pytest.raises(KDError, match=f"was trained on {expected} of the 1070"):
-        distil(tmp_path / "saved", other, name)
+        tiny.distil(tmp_path / "saved", other, name)
 
 
 def test_a_sequence_teacher_reads_the_students_train_items_only() -> None:

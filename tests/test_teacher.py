@@ -12,11 +12,12 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_kd.config import KDConfig, Sources
+from recbole_kd.config import KDConfig
 from recbole_kd.data import make_loaders
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import soft_targets
+from recbole_kd.options import Sources
 from recbole_kd.quick_start import translate_history
 from recbole_kd.registry import method_class
 from recbole_kd.scoring import Scorer, TableScorer, scorer_for

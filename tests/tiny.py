@@ -1,7 +1,8 @@
-"""Small real data and models for the tests of scorers, teachers, checkpoints and deployment.
+"""Small real data and models, cut from RecBole's ml-100k.
 
-The data are the 60 most active users and 120 most popular items of RecBole's ml-100k, as atomic
-files in a folder that is removed at exit.
+One data set is shared by all tests and never changed: its 60 most active users and 120 most
+popular items, as atomic files in a folder that is removed at exit. Where a test needs a folder of
+its own, the writers below fill it with the rows it wants, in real times.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import recbole
 import torch
 from recbole.config import Config
@@ -27,10 +29,15 @@ from recbole.utils import get_model, get_trainer, init_seed
 from torch import Tensor, nn
 
 from recbole_kd import checkpoint, compat, deploy, training
-from recbole_kd.config import KDConfig, Sources
+from recbole_kd.config import KDConfig
 from recbole_kd.data import Split, load_split
+from recbole_kd.options import Sources
 from recbole_kd.quick_start import run_recbole_kd
 
+Row = tuple[str, str, float]
+"""User, item, time."""
+
+ML100K = Path(recbole.__file__).parent / "dataset_example" / "ml-100k" / "ml-100k.inter"
 OPTIONS: dict[str, Any] = {
     "state": "WARNING",
     "show_progress": False,
@@ -84,8 +91,7 @@ def interactions() -> list[tuple[str, str, str, str]]:
 
     Times are ranks: RecBole reads them in single precision, which cannot tell seconds apart.
     """
-    source = Path(recbole.__file__).parent / "dataset_example" / "ml-100k" / "ml-100k.inter"
-    rows = [line.split("\t") for line in source.read_text(encoding="utf-8").splitlines()[1:]]
+    rows = [line.split("\t") for line in ML100K.read_text(encoding="utf-8").splitlines()[1:]]
     for column, kept in ((1, 120), (0, 60)):
         counts: dict[str, int] = {}
         for row in rows:
@@ -165,6 +171,18 @@ def run(name: str, folder: Path, data: str = "tiny", **more: Any) -> dict[str, A
     return run_recbole_kd("Scratch", data, config_dict=settings, student=name)
 
 
+def distil(folder: Path, teacher: Path, student: str = "BPR", **more: Any) -> dict[str, Any]:
+    """One epoch of CE from a teacher's checkpoint, without scratch student."""
+    settings = {
+        **options(student, **more),
+        "checkpoint_dir": str(folder),
+        "scratch": False,
+        "ce_K": 10,
+        "teacher": {"checkpoint": str(teacher)},
+    }
+    return run_recbole_kd("CE", dataset(), config_dict=settings, student=student)
+
+
 def users_of(part: Split, count: int = 9) -> Tensor:
     """Some active users, one of them twice, in no order."""
     users = part.history.active_users()
@@ -207,3 +225,56 @@ def run_recbole(name: str, folder: Path, data: str = "tiny", seed: int = 2020, *
         trainer.fit(train, valid, verbose=False, show_progress=False)
     (path,) = folder.glob("*.pth")
     return path
+
+
+# -- data sets in a folder of the test's own ---------------------------------------------------
+
+
+def ml100k_rows(users: int = 80, items: int = 150) -> list[Row]:
+    """The interactions of the first users of ml-100k with its most frequent items."""
+    lines = ML100K.read_text(encoding="utf-8").splitlines()[1:]
+    table = [(u, i, float(t)) for u, i, _, t in (line.split("\t") for line in lines)]
+    tokens, counts = np.unique([i for _, i, _ in table], return_counts=True)
+    frequent = set(tokens[np.argsort(-counts, kind="stable")[:items]])
+    return [r for r in table if int(r[0]) <= users and r[1] in frequent]
+
+
+def write_inter(path: Path, rows: Sequence[Row]) -> None:
+    """Write an atomic file with times."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{u}\t{i}\t{t:.0f}\n" for u, i, t in rows]
+    path.write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "".join(lines))
+
+
+def write_dataset(root: Path, rows: Sequence[Row], name: str = "tiny") -> Path:
+    """Write a data set of one file and return the folder that holds its folder."""
+    write_inter(root / name / f"{name}.inter", rows)
+    return root
+
+
+def write_parts(root: Path, parts: Sequence[Sequence[Row]], name: str = "parts") -> Path:
+    """Write a ready-made split and return the folder that holds its folder."""
+    for part, rows in zip(("train", "valid", "test"), parts, strict=True):
+        write_inter(root / name / f"{name}.{part}.inter", rows)
+    return root
+
+
+def config_for(root: Path, role: str = "student", name: str = "tiny", **options: Any) -> KDConfig:
+    """A configuration on a data set of ours, its times loaded."""
+    given = {
+        "data_path": str(root),
+        "checkpoint_dir": str(root / "saved"),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "MAX_ITEM_LIST_LENGTH": 5,
+        "student": "BPR",
+        "model": "Scratch",
+        **options,
+    }
+    return KDConfig(Sources.collect(dataset=name, options=given), role)
+
+
+def part_pairs(split: Split, index: int) -> set[tuple[str, str]]:
+    """User and item tokens of one part."""
+    feat, data = split.parts[index].inter_feat, split.dataset
+    pairs = zip(feat[data.uid_field].tolist(), feat[data.iid_field].tolist(), strict=True)
+    return {(split.tokens.users[u], split.tokens.items[i]) for u, i in pairs}
