@@ -169,15 +169,28 @@ class TableScorer(FactorScorer):
 class GraphScorer(FactorScorer):
     """A model whose ``forward()`` propagates all embeddings over the graph, as in LightGCN.
 
-    Within :meth:`step` a model that has ``shared_propagation``, as our LightGCN, propagates once
-    for every score and for its own loss.
+    Within :meth:`step` the propagation runs once and serves every score and the model's own loss.
     """
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Propagate once inside this block."""
-        with getattr(self.model, "shared_propagation", contextlib.nullcontext)():
+        """Propagate at most once inside this block."""
+        forward, outer = self.model.forward, vars(self.model).get("forward")
+        shared: list[tuple[Tensor, Tensor]] = []
+
+        def propagate_once() -> tuple[Tensor, Tensor]:
+            if not shared:
+                shared.append(forward())
+            return shared[0]
+
+        # On this one instance: the model's own loss calls ``self.forward()`` too.
+        self.model.forward = propagate_once
+        try:
             yield
+        finally:
+            del self.model.forward
+            if outer is not None:
+                self.model.forward = outer
 
     def user_vectors(self, users: Tensor) -> Tensor:
         """Propagated user vectors, ``[B, d]``."""

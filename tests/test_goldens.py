@@ -227,7 +227,8 @@ def rcekd_frequencies(golden: Golden, _: pytest.MonkeyPatch) -> None:
     for _ in range(10):
         many = log_weights.repeat(draws // 10, 1)
         drawn = torch.zeros(many.shape, dtype=torch.bool)
-        drawn.scatter_(1, gumbel_top_k(many, size, generator), True)
+        noise = torch.empty(many.shape).exponential_(generator=generator)
+        drawn.scatter_(1, gumbel_top_k(many, size, noise), True)
         hits += drawn.view(-1, *log_weights.shape).double().sum(0)
     found, recorded = hits / draws, golden["inclusion_freq"]
     assert torch.allclose(found.sum(1), torch.full((len(found),), float(size), dtype=found.dtype))
@@ -259,7 +260,7 @@ def rcekd_distiller(golden: Golden, patch: pytest.MonkeyPatch, rows_a_chunk: int
     )
     waiting = list((distiller.users - 1).split(rows_a_chunk))
 
-    def recorded_draws(log_weights: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    def recorded_draws(log_weights: Tensor, k: int, noise: Tensor) -> Tensor:
         users = waiting.pop(0)
         assert_log_weights(log_weights, golden, users)
         assert k == golden.hp("mkd_L")

@@ -338,6 +338,18 @@ def test_nothing_is_kept_after_a_step(step: Step, monkeypatch: pytest.MonkeyPatc
     assert calls == [2]
 
 
+def test_a_step_inside_a_step_leaves_the_outer_one_in_place(
+    step: Step, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count_propagations(monkeypatch)
+    with step.scorer.step():
+        with step.scorer.step():
+            step.model.forward()
+        step.model.forward()
+    assert calls == [1]
+    assert "forward" not in vars(step.model)
+
+
 def all_items(step: Step, rows: int) -> Tensor:
     return torch.arange(step.part.history.n_items).expand(rows, -1)
 

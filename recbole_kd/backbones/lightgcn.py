@@ -1,10 +1,6 @@
-"""RecBole's LightGCN with the same weights and scores, and two costs removed."""
+"""RecBole's LightGCN with the same weights and scores, and its slow start removed."""
 
 from __future__ import annotations
-
-import contextlib
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +11,11 @@ from torch import Tensor
 class LightGCN(RecBoleLightGCN):
     """LightGCN (He et al., SIGIR 2020), as in RecBole.
 
-    The normalised adjacency is built from coordinates instead of a dictionary of tuples, and
-    inside :meth:`shared_propagation` one propagation serves the model's loss and every score.
+    The normalised adjacency is built from coordinates instead of a dictionary of tuples.
     Parameters, their names and all results are RecBole's: a checkpoint of one opens in the other.
     """
 
     same_scores = True
-
-    def __init__(self, config: Any, dataset: Any):
-        self._sharing = False
-        self._propagated: tuple[Tensor, Tensor] | None = None
-        super().__init__(config, dataset)
 
     def get_norm_adj_mat(self) -> Tensor:
         """The symmetrically normalised adjacency, sparse ``[users + items, users + items]``."""
@@ -41,20 +31,3 @@ class LightGCN(RecBoleLightGCN):
         return torch.sparse_coo_tensor(
             torch.stack([rows, columns]), values, (nodes, nodes), check_invariants=False
         ).coalesce()
-
-    @contextlib.contextmanager
-    def shared_propagation(self) -> Iterator[None]:
-        """Inside this block, in which no parameter may change, :meth:`forward` runs once."""
-        self._sharing, self._propagated = True, None
-        try:
-            yield
-        finally:
-            self._sharing, self._propagated = False, None
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """Propagated user and item vectors, ``[n_users, d]`` and ``[n_items, d]``."""
-        if not self._sharing:
-            return super().forward()
-        if self._propagated is None:
-            self._propagated = super().forward()
-        return self._propagated
