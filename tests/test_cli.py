@@ -172,6 +172,7 @@ def test_help(capsys: pytest.CaptureFixture[str], command_name: str) -> None:
         (["train", "-d", "tiny"], ["--student is missing"]),
         (["convert", "lightgcn"], ["found 1 of the arguments", "citeulike", "lightgcn"]),
         (["convert", "lightgnc", "a", "b"], ["lightgnc"]),
+        (["convert", "lightgcn", "a", "b", "--out=c"], ["unknown option 'out'", "overwrite"]),
         (["export"], ["found 0 of the arguments"]),
         (["export", "nowhere", "b.pth"], ["nowhere"]),
     ],

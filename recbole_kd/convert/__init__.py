@@ -39,7 +39,7 @@ FORMATS: dict[str, Callable[..., tuple[Interactions, About]]] = {
 
 
 def convert(
-    format_name: str, raw: str | Path, out: str | Path, **options: object
+    format_name: str, raw: str | Path, out: str | Path, /, **options: object
 ) -> ConversionResult:
     """Convert raw files to RecBole's atomic files.
 
