@@ -24,7 +24,7 @@ setup(
     install_requires=[
         "recbole>=1.2.1,<1.3",
         "torch>=2.6,<2.14",
-        "numpy>=1.23,<3",
+        "numpy>=1.24,<3",
         "pandas>=2.0,<3",
         "scipy>=1.10,<2",
         "filelock>=3.12",

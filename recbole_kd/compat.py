@@ -33,7 +33,7 @@ NUMPY_ALIASES = {
 REQUIREMENTS = {
     "recbole": ("1.2.1", "1.3"),
     "torch": ("2.6", "2.14"),
-    "numpy": ("1.23", "3"),
+    "numpy": ("1.24", "3"),
     "pandas": ("2.0", "3"),
     "scipy": ("1.10", "2"),
 }

@@ -374,7 +374,7 @@ TESTED = {
         ("pandas", "1.5.3", "pip install 'pandas>=2.0,<3'"),
         ("torch", "2.5.1+cu121", "pip install 'torch>=2.6,<2.14'"),
         ("torch", "2.14.0", "pip install 'torch>=2.6,<2.14'"),
-        ("numpy", "3.0.0", "pip install 'numpy>=1.23,<3'"),
+        ("numpy", "3.0.0", "pip install 'numpy>=1.24,<3'"),
         ("recbole", "1.2.0", "pip install 'recbole>=1.2.1,<1.3'"),
         ("scipy", "2.0", "pip install 'scipy>=1.10,<2'"),
     ],
