@@ -42,7 +42,7 @@ from recbole_kd.keys import SECTION_KEYS, model_keys
 from recbole_kd.options import ROLE_SECTIONS, Layer, SafeLoader, Sources, flatten, parse_value
 from recbole_kd.registry import SCRATCH, backbone_class, short_name
 
-LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
 """RecBole's optimisers. For any other name it trains with Adam and without weight decay."""
 
 WITHOUT_CUTOFF = {"gauc", "auc", "logloss", "mae", "rmse"}
@@ -107,10 +107,10 @@ class KDConfig(Config):
     def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type[Any], str]:
         option = "--teacher" if self.role == "teacher" else "--student"
         cls = backbone_class(model, option)
-        if cls.type in (ModelType.CONTEXT, ModelType.DECISIONTREE):
+        if cls.type in (ModelType.CONTEXT, ModelType.DECISIONTREE, ModelType.KNOWLEDGE):
             raise KDError(
-                f"{option}={model}: a {cls.type.name.lower()} model, which scores labelled "
-                "interactions; allowed are models that rank the items for a user"
+                f"{option}={model}: RecBole's {cls.type.name.lower()} models need more than "
+                "interactions; allowed are general and sequential models"
             )
         return short_name(model), cls, dataset
 
@@ -185,31 +185,20 @@ class KDConfig(Config):
         for key in ("allow_leak", "repeatable", "scratch"):
             self.choice(key, (True, False))
         self.choice("learner", LEARNERS)
-        if "adam" not in self["learner"] and self._said("adam_eps"):
-            raise KDError(
-                f"{self._shown('adam_eps')}: found learner={self['learner']}, which has no such "
-                "epsilon; allowed with adam and adamw"
-            )
         self.choice("eval_history", ("all", "train"))
         mode = self["eval_args"]["mode"]["test"]
         if self["eval_history"] == "train" and mode != "full":
             raise KDError(f"--eval_history=train: found eval_args.mode={mode}; allowed is full")
-        measured = self.measured()
-        if self["valid_metric"].lower() not in measured:
+        measured = [
+            m if m.lower() in WITHOUT_CUTOFF else f"{m}@{k}"
+            for m in self["metrics"]
+            for k in self["topk"]
+        ]
+        if self["valid_metric"].lower() not in [m.lower() for m in measured]:
             raise KDError(
                 f"{self._shown('valid_metric')}={self['valid_metric']}: metrics and topk give "
-                f"{', '.join(measured)}; allowed is one of them"
+                f"{', '.join(dict.fromkeys(measured))}; allowed is one of them"
             )
-
-    def measured(self) -> list[str]:
-        """Names of the metrics of an evaluation, such as ``ndcg@10``, as RecBole's results do."""
-        names = [m.lower() for m in self["metrics"]]
-        cut = [[m] if m in WITHOUT_CUTOFF else [f"{m}@{k}" for k in self["topk"]] for m in names]
-        return list(dict.fromkeys(name for group in cut for name in group))
-
-    def _said(self, key: str) -> bool:
-        """Whether the user set the option, for this role or for all."""
-        return any(key in flatten(layer.values, self.role) for layer in self.sources.layers)
 
     def _shown(self, key: str) -> str:
         """The option as its user wrote it, with its section."""
@@ -279,9 +268,6 @@ class KDConfig(Config):
         keys = SECTION_KEYS - {"save_last_seconds"} | model_keys(self.import_path, "--model")
         if self.method != SCRATCH:
             keys |= set(method_defaults(self.method))
-        for layer in self.sources.layers:
-            for section in ROLE_SECTIONS[self.role]:
-                keys |= set(layer.values.get(section, {}))
         return keys
 
     def resolved(self) -> dict[str, Any]:

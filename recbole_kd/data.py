@@ -44,7 +44,7 @@ class Split:
         parts: Train, validation and test parts.
         tokens: Tokens by internal id.
         history: Train interactions by user; nothing else enters it.
-        fingerprints: Digest of each part's interactions, by token.
+        fingerprints: Digest of each part's interactions, by token; of sequences, their order too.
     """
 
     dataset: Dataset
@@ -87,6 +87,23 @@ def fingerprint(users: np.ndarray, items: np.ndarray, tokens: Tokens) -> str:
     return hashlib.blake2b(np.sort(pairs).tobytes(), digest_size=16).hexdigest()
 
 
+def order_fingerprint(history: UserHistory, tokens: Tokens) -> str:
+    """Digest of the order of each user's train interactions, for what is trained on sequences.
+
+    Args:
+        history: Train interactions by user.
+        tokens: Tokens of the ids.
+    """
+    users, items = history.pairs()
+    place = torch.arange(len(users)) - history.offsets[users]
+    with np.errstate(over="ignore"):
+        ranked = token_hashes(tokens.items)[items.numpy()] * np.uint64(0x9E3779B97F4A7C15)
+        ranked = (ranked + place.numpy().astype(np.uint64)) * np.uint64(0xC2B2AE3D27D4EB4F)
+        ranked ^= ranked >> np.uint64(29)
+        ranked += token_hashes(tokens.users)[users.numpy()]
+    return hashlib.blake2b(np.sort(ranked).tobytes(), digest_size=16).hexdigest()
+
+
 def load_split(config: KDConfig) -> Split:
     """Load the data set and split it, as RecBole does, under the split's own seed.
 
@@ -116,6 +133,8 @@ def load_split(config: KDConfig) -> Split:
     for name, part in zip(("train", "valid", "test"), parts, strict=True):
         pairs = history.pairs() if name == "train" else (part.inter_feat[uid], part.inter_feat[iid])
         prints[name] = fingerprint(pairs[0].numpy(), pairs[1].numpy(), tokens)
+    if isinstance(dataset, SequentialDataset):
+        prints["order"] = order_fingerprint(history, tokens)
     for data in (dataset, *parts):
         _round_time(data)
     return Split(dataset, parts, tokens, history, prints)

@@ -31,7 +31,8 @@ def keyed_generator(*key: int, device: Any = "cpu") -> torch.Generator:
 def user_noise(users: Tensor, width: int, *key: int) -> Tensor:
     """Independent draws of the exponential distribution of mean 1 for each user.
 
-    ``-log`` of them is Gumbel noise, ``exp(-x)`` is uniform.
+    ``-log`` of them is Gumbel noise, ``exp(-x)`` is uniform. All of a block is drawn for any user
+    in it: ask for neighbouring users together.
 
     Args:
         users: User ids, ``[C]``, int64, in any order.
@@ -42,8 +43,11 @@ def user_noise(users: Tensor, width: int, *key: int) -> Tensor:
         Draws, ``[C, width]``, float32, on the device of ``users``; a row depends on its user,
         ``width`` and the key only.
     """
-    blocks, row = (users // BLOCK).unique(return_inverse=True)
-    drawn = torch.empty(len(blocks), BLOCK, width, device=users.device)
-    for noise, block in zip(drawn, blocks.tolist(), strict=True):
-        noise.exponential_(generator=keyed_generator(*key, block, device=users.device))
-    return drawn[row, users % BLOCK]
+    blocks = users // BLOCK
+    noise = torch.empty(len(users), width, device=users.device)
+    for block in blocks.unique().tolist():
+        generator = keyed_generator(*key, block, device=users.device)
+        drawn = torch.empty(BLOCK, width, device=users.device).exponential_(generator=generator)
+        inside = (blocks == block).nonzero().squeeze(1)
+        noise[inside] = drawn[users[inside] % BLOCK]
+    return noise

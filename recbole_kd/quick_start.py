@@ -138,12 +138,12 @@ class Run:
 
     def alone(self) -> dict[str, Any]:
         """Train the student without a teacher."""
-        resume = self.config["resume"]
-        if resume in (None, "auto"):
-            trained = training.train_alone(self.config, self.split, self.saved)
+        config, split = self.config, self.split
+        if config["resume"] == "auto":
+            trained = training.train_alone(config, split, self.saved)
         else:
-            folder = training.folder_of(self.config, self.split)
-            trained = training.train(self.config, self.split, folder, resume=resume)
+            folder = training.folder_of(config, split, config["model"]) if self.saved else None
+            trained = training.train(config, split, folder, resume=config["resume"])
         return self._finish(trained, None, None)
 
     def distilled(self) -> dict[str, Any]:
@@ -215,17 +215,16 @@ class Run:
 
     def _evaluate_teacher(self, frozen: FrozenTeacher) -> dict[str, float]:
         """Test a teacher on the student's split, in the student's ids."""
-        return training.measure(self.config, self.split, _TeacherModel(frozen, self.config))[1]
+        model = _TeacherModel(frozen, self.config)
+        return training.measure(self.config, self.split, model, ["test"])["test"]
 
     # -- results -------------------------------------------------------------------------------
 
     def _folder(self, teacher: TeacherParts) -> Path | None:
         if not self.saved:
             return None
-        run = training.fingerprint(self.config, self.split, teacher.digest)
-        method = short_name(self.config.method)
-        name = f"{method}-{self.config['model']}-{teacher.name}-{run}"
-        return Path(self.config["checkpoint_dir"]) / self.config["dataset"] / name
+        name = f"{short_name(self.config.method)}-{self.config['model']}-{teacher.name}"
+        return training.folder_of(self.config, self.split, name, teacher.digest)
 
     def _finish(
         self,

@@ -9,6 +9,7 @@ import torch
 from tabulate import tabulate
 from torch.utils.benchmark import Timer
 
+from recbole_kd.errors import KDError
 from recbole_kd.scoring import Scorer
 
 
@@ -22,7 +23,8 @@ class Row:
         test_result: Test metrics.
         parameters: Learned numbers.
         weight_bytes: Bytes of its weights.
-        latency_ms: Median milliseconds of a top-10 for one user.
+        latency_ms: Median milliseconds of a top-10 for one user; ``None`` for a model that needs
+            more than the user.
     """
 
     role: str
@@ -30,7 +32,7 @@ class Row:
     test_result: dict[str, float]
     parameters: int
     weight_bytes: int
-    latency_ms: float
+    latency_ms: float | None
 
 
 def make_row(role: str, name: str, scorer: Scorer, result: dict[str, float], users: Any) -> Row:
@@ -55,13 +57,17 @@ def make_row(role: str, name: str, scorer: Scorer, result: dict[str, float], use
 
 
 @torch.no_grad()
-def latency(scorer: Scorer, users: Any, k: int = 10) -> float:
+def latency(scorer: Scorer, users: Any, k: int = 10) -> float | None:
     """Median milliseconds to rank all items for one user and take the best ``k``.
 
     Representations that do not depend on the request (propagated embeddings) are computed before.
     """
     scorer.model.eval()
     one = users[:1].to(scorer.device)
+    try:
+        scorer.score_all(scorer.encode(one))
+    except KDError:
+        return None
     with scorer.step():
         timer = Timer(
             "s = scorer.score_all(scorer.encode(user)); s.topk(k, dim=1)",
@@ -88,7 +94,7 @@ def table(rows: list[Row], metric: str) -> str:
             reference = teacher.test_result.get(metric, 0)
             line.append(f"{row.test_result[metric] / reference:.1%}" if reference else "-")
         size = f"{row.weight_bytes / 2**20:.2f} MiB"
-        ms = f"{row.latency_ms:.3f} ms"
+        ms = "-" if row.latency_ms is None else f"{row.latency_ms:.3f} ms"
         lines.append([*line, f"{row.parameters:,}", size, ms])
     share = [f"{metric} / teacher"] if teacher is not None else []
     headers = ["role", "model", *names, *share, "parameters", "weights", "top-10, one user"]

@@ -115,6 +115,19 @@ class Scorer(ABC):
         """Within this block the parameters do not change, so shared work is done once."""
         yield
 
+    @torch.no_grad()
+    def check(self) -> None:
+        """Ask the untrained model about one user, so that a refusal comes before the training.
+
+        Raises:
+            KDError: The model needs more than a user and the train history.
+        """
+        user = self.history.active_users()[:1].to(self.device)
+        training = self.model.training
+        self.model.eval()
+        self.score(self.encode(user), torch.ones(1, 1, dtype=torch.int64, device=self.device))
+        self.model.train(training)
+
     @abstractmethod
     def encode(self, users: Tensor) -> Tensor:
         """A state for each user, ``[B, ...]``, from which any items can be scored."""
@@ -170,15 +183,18 @@ class GraphScorer(FactorScorer):
     """A model whose ``forward()`` propagates all embeddings over the graph, as in LightGCN.
 
     Within :meth:`step` the propagation runs once and serves every score and the model's own loss.
+    A call of ``forward`` with arguments is the model's own affair and is never shared.
     """
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
         """Propagate at most once inside this block."""
         forward, outer = self.model.forward, vars(self.model).get("forward")
-        shared: list[tuple[Tensor, Tensor]] = []
+        shared: list[Any] = []
 
-        def propagate_once() -> tuple[Tensor, Tensor]:
+        def propagate_once(*args: Any, **kwargs: Any) -> Any:
+            if args or kwargs:
+                return forward(*args, **kwargs)
             if not shared:
                 shared.append(forward())
             return shared[0]
@@ -265,8 +281,8 @@ class DenseScorer(Scorer):
             return method(query)
         except KeyError as error:
             raise KDError(
-                f"{type(self.model).__name__} reads the field {error} of an interaction; a teacher "
-                "is asked about a user with the train history, which has no such field"
+                f"{type(self.model).__name__} cannot be asked about a user and the train history: "
+                f"it reads the field {error} of an interaction"
             ) from error
 
     @torch.no_grad()

@@ -96,6 +96,8 @@ class RunTrainer(Trainer):
             self.finished = True
             self._flush_record()
             self._save_last(self._epoch)
+        else:
+            self.eval_collector.data_collect(train_data)  # as RecBole's fit begins
         if verbose:
             self.logger.info("Best epoch %d of %d", self.best_epoch, self._epoch + 1)
         return self.best_valid_score, self.best_valid_result
@@ -253,7 +255,10 @@ class RunTrainer(Trainer):
     def _identity(self) -> dict[str, Any]:
         """What a run must share with the one it goes on from."""
         keys = ("model", "method", "teacher", "split")
-        return {key: self.describe[key] for key in keys if key in self.describe}
+        identity = {key: self.describe[key] for key in keys if key in self.describe}
+        # The best score so far means nothing under another metric or another ranking.
+        mode = self.config["eval_args"]["mode"]["valid"]
+        return {**identity, "valid_metric": self.config["valid_metric"], "evaluation mode": mode}
 
     def _check_identity(self, path: Path, content: dict[str, Any]) -> None:
         for key, mine in self._identity().items():
@@ -356,6 +361,8 @@ def make_trainer(
     cls: type[RunTrainer] = RunTrainer
     if own is not Trainer and not hasattr(model, "begin_epoch"):
         cls = type(f"Run{own.__name__}", (RunTrainer, own), {})
+        # Pretraining writes there, whatever else is saved.
+        Path(config["checkpoint_dir"]).mkdir(parents=True, exist_ok=True)
     return cls(config, model, folder, describe)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -19,19 +20,18 @@ from recbole.utils import init_seed
 from torch import nn
 
 from recbole_kd import checkpoint, deploy
-from recbole_kd.config import KDConfig
+from recbole_kd.config import KDConfig, plain
 from recbole_kd.data import Split, make_loaders, train_part
 from recbole_kd.errors import KDError
 from recbole_kd.registry import backbone_class
 from recbole_kd.scoring import Scorer, scorer_for
 from recbole_kd.trainer import RunTrainer, make_trainer
 
-SELECTION_KEYS = {"eval_args", "metric_decimal_place", "repeatable", "shuffle"}
-"""Options of data and evaluation that decide the batches, or which epoch is the best.
+SELECTION_KEYS = {"eval_args", "metric_decimal_place", "repeatable", "shuffle", "worker"}
+"""Options of data and evaluation that decide the batches, or which epoch is the best."""
 
-Those that only say what is measured of it (``metrics``, ``topk``, ``eval_history``) are none of
-them: a trained model is measured anew.
-"""
+MEASURE_KEYS = ("metrics", "topk", "eval_history", "tail_ratio")
+"""Options that say what is measured of the best weights: a trained model is measured anew."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Trained:
         test_result: Test metrics of the best weights.
         best_epoch: 0-based epoch of the best weights.
         epochs: Epochs trained.
-        seconds: Wall time of training, this process only.
+        seconds: Wall time of training, in the process that finished it only.
     """
 
     name: str
@@ -77,10 +77,22 @@ def fingerprint(config: KDConfig, split: Split, *more: str) -> str:
         *more: Further parts, such as a teacher's digest.
     """
     keys = config.learning_keys() | SELECTION_KEYS
+    if not full_ranking(config):
+        keys |= set(MEASURE_KEYS)  # sampled candidates are others each time
     options = {k: v for k, v in config.resolved().items() if k in keys}
     names = [config.import_path, config.method]
     content = json.dumps([names, options, split.fingerprints, more], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def full_ranking(config: KDConfig) -> bool:
+    """Whether validation and test rank all items, so that measuring twice gives the same."""
+    return set(config["eval_args"]["mode"].values()) == {"full"}
+
+
+def measured(config: KDConfig) -> dict[str, Any]:
+    """What a configuration asks to be measured, as plain data."""
+    return {key: plain(config[key]) for key in MEASURE_KEYS}
 
 
 def build_plain(config: KDConfig, split: Split) -> nn.Module:
@@ -126,6 +138,8 @@ def _train(
     started = time.perf_counter()
     model = build_plain(config, split)
     scorer = scorer_for(model, split.history)
+    if config.role == "teacher":
+        scorer.check()
     # Whatever the wrapper draws must not move the batches and negatives of the base loss.
     wrapped = wrap(model, scorer) if wrap else model
     init_seed(config["seed"], config["reproducibility"])
@@ -144,8 +158,8 @@ def _train(
     )
     seconds = time.perf_counter() - started
     test = trainer.evaluate(loaders[2], show_progress=config["show_progress"])
-    if result is not None and set(result) != set(config.measured()):
-        result = trainer.evaluate(loaders[1])  # resumed from a run that measured something else
+    if source is not None and full_ranking(config):
+        result = trainer.evaluate(loaders[1])  # the run that stopped may have measured other things
     trained = Trained(
         name=config["model"],
         model=model.eval(),
@@ -192,23 +206,27 @@ def check_resume(resume: Any, saved: bool) -> Path | None:
 
 
 def _prepare_folder(config: KDConfig, folder: Path | None, resume: Any) -> Path | None:
-    """Make the run's folder; returns the ``last.pt`` to resume from, if any."""
+    """Fill a run's folder; returns the ``last.pt`` to resume from, if any."""
     if folder is None:
         return None
     source = check_resume(resume, saved=True)
     if resume == "auto":
         source = folder / "last.pt" if (folder / "last.pt").is_file() else None
-    elif source is not None and source.parent.resolve() != folder.resolve():
-        for name in ("best.pt", "metrics.jsonl"):
-            if (source.parent / name).is_file():
-                shutil.copyfile(source.parent / name, folder / name)
-    if source is None:
-        for name in ("best.pt", "last.pt", "metrics.jsonl", "result.json"):
+    foreign = source is not None and source.parent.resolve() != folder.resolve()
+    if source is None or foreign:
+        for name in ("best.pt", "last.pt", "metrics.jsonl", "result.json", "summary.json"):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    for name in ("best.pt", "metrics.jsonl"):
+        if source is not None and foreign and (source.parent / name).is_file():
+            shutil.copyfile(source.parent / name, folder / name)
+    _write_resolved(config, folder)
+    return source
+
+
+def _write_resolved(config: KDConfig, folder: Path) -> None:
     resolved = yaml.safe_dump(config.resolved(), sort_keys=True, allow_unicode=True)
     checkpoint.write_text(folder / "resolved.yaml", resolved)
-    return source
 
 
 @contextlib.contextmanager
@@ -228,14 +246,17 @@ def locked(folder: Path | None, wait: bool) -> Iterator[None]:
     checkpoint.need_space(folder, 0)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
-        lock.acquire()
-    except Timeout:
-        if not wait:
-            raise KDError(
-                f"{folder}: another process is writing this run; allowed is one at a time"
-            ) from None
-        getLogger().info("Waiting for another process that trains in %s", folder)
-        lock.acquire(timeout=-1)
+        try:
+            lock.acquire()
+        except Timeout:
+            if not wait:
+                raise KDError(
+                    f"{folder}: another process is writing this run; allowed is one at a time"
+                ) from None
+            getLogger().info("Waiting for another process that trains in %s", folder)
+            lock.acquire(timeout=-1)
+    except OSError as error:
+        raise KDError(f"--checkpoint_dir: {lock.lock_file}: {error.strerror}") from error
     try:
         yield
     finally:
@@ -247,7 +268,7 @@ def _write_result(trained: Trained, config: KDConfig) -> None:
         return
     result = {
         "model": trained.name,
-        "eval_history": config["eval_history"],
+        "measured": measured(config),
         "best_valid_score": trained.best_valid_score,
         "best_valid_result": trained.best_valid_result,
         "test_result": trained.test_result,
@@ -258,10 +279,27 @@ def _write_result(trained: Trained, config: KDConfig) -> None:
     checkpoint.write_text(trained.folder / "result.json", json.dumps(result, indent=1) + "\n")
 
 
-def folder_of(config: KDConfig, split: Split) -> Path:
-    """Folder of a model trained alone; models that would come out equal share it."""
-    name = f"{config['model']}-{fingerprint(config, split)}"
-    return Path(config["checkpoint_dir"]) / config["dataset"] / name
+def folder_of(config: KDConfig, split: Split, name: str, *more: str) -> Path:
+    """Folder of a run. Trainings that would come out equal share it.
+
+    What ``--resume=PATH`` goes on with from another run is another training than the fresh one.
+
+    Args:
+        config: The model's configuration.
+        split: The split.
+        name: Beginning of the folder's name.
+        *more: Further parts of the fingerprint.
+    """
+
+    def place(*parts: str) -> Path:
+        digest = fingerprint(config, split, *parts)
+        return Path(config["checkpoint_dir"]) / config["dataset"] / f"{name}-{digest}"
+
+    fresh = place(*more)
+    source = check_resume(config["resume"], saved=True) if config.role == "student" else None
+    if source is None or source.parent.resolve() == fresh.resolve():
+        return fresh
+    return place(*more, hashlib.blake2b(source.read_bytes(), digest_size=8).hexdigest())
 
 
 def train_alone(config: KDConfig, split: Split, saved: bool = True) -> Trained:
@@ -278,43 +316,52 @@ def train_alone(config: KDConfig, split: Split, saved: bool = True) -> Trained:
     """
     if not saved:
         return train(config, split, None)
-    folder = folder_of(config, split)
+    folder = folder_of(config, split, config["model"])
+    if _finished(folder) and not os.access(folder, os.W_OK):
+        return _find(config, split, folder)  # somebody else's, and nobody writes there
     with locked(folder, wait=True):
-        if (folder / "result.json").is_file() and (folder / "best.pt").is_file():
-            getLogger().info("Found %s (%s) trained in %s", config["model"], config.role, folder)
+        if _finished(folder):
             return _find(config, split, folder)
         getLogger().info("Training %s (%s) in %s", config["model"], config.role, folder)
         return _train(config, split, folder, resume="auto")
 
 
+def _finished(folder: Path) -> bool:
+    return (folder / "result.json").is_file() and (folder / "best.pt").is_file()
+
+
 def _find(config: KDConfig, split: Split, folder: Path) -> Trained:
     """The finished model in a folder, measured as this run asks."""
+    getLogger().info("Found %s (%s) trained in %s", config["model"], config.role, folder)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     loaded = deploy.load_model(folder, config["device"], dataset=train_part(config, split))
-    asked = (set(config.measured()), config["eval_history"])
-    same = (set(result["test_result"]), result.pop("eval_history", None)) == asked
+    same = result.pop("measured", None) == measured(config)
     result["name"] = result.pop("model")
     trained = Trained(
         model=loaded.model, scorer=scorer_for(loaded.model, split.history), folder=folder, **result
     )
     if not same:
-        trained.best_valid_result, trained.test_result = measure(config, split, loaded.model)
-        _write_result(trained, config)
+        found = measure(config, split, loaded.model)
+        trained.best_valid_result, trained.test_result = found["valid"], found["test"]
+        if os.access(folder, os.W_OK):
+            _write_resolved(config, folder)
+            _write_result(trained, config)
     return trained
 
 
 def measure(
-    config: KDConfig, split: Split, model: nn.Module
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Validation and test metrics of a model that is not trained now.
+    config: KDConfig, split: Split, model: nn.Module, parts: Sequence[str] = ("valid", "test")
+) -> dict[str, dict[str, float]]:
+    """Metrics of a model that is not trained now, by part.
 
     Args:
         config: Configuration that says what is measured, and how.
         split: The split.
         model: A model in the split's ids.
+        parts: ``valid``, ``test`` or both.
     """
-    train_data, *held_out = make_loaders(config, split)
+    loaders = dict(zip(("train", "valid", "test"), make_loaders(config, split), strict=True))
     trainer = RunTrainer(config, model)
-    trainer.eval_collector.data_collect(train_data)
-    valid, test = (trainer.evaluate(data, load_best_model=False) for data in held_out)
-    return {k: float(v) for k, v in valid.items()}, {k: float(v) for k, v in test.items()}
+    trainer.eval_collector.data_collect(loaders["train"])
+    found = {part: trainer.evaluate(loaders[part], load_best_model=False) for part in parts}
+    return {part: {k: float(v) for k, v in result.items()} for part, result in found.items()}

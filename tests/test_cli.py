@@ -132,7 +132,7 @@ def command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> C
         (["--student=BPR", "--student=NeuMF"], ["--student is given twice"]),
         (["--student=NeuMF"], ["--student=NeuMF", "BPR, GRU4Rec, LightGCN, SASRec"]),
         (["--student=FM"], ["--student=FM", "context model"]),
-        (["--teacher=FM"], ["--teacher=FM", "context model"]),
+        (["--teacher=CKE"], ["--teacher=CKE", "knowledge model", "general and sequential"]),
         (["-m"], ["--model needs a value"]),
         (["-d", "--seed=1"], ["--dataset needs a value"]),
         (["epochs=3"], ["'epochs=3'"]),

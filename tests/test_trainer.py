@@ -180,14 +180,81 @@ def test_other_metrics_are_measured_on_what_is_trained(options, tmp_path, epochs
     assert json.loads(kept.read_text())["test_result"] == fresh["teacher_test_result"]
 
 
-def test_a_model_alone_and_the_tables_scratch_student_are_one_training(options, epochs):
-    beside = distil(options, scratch=True)
+def test_metrics_of_the_catalogue_are_measured_on_what_is_trained(options, epochs):
+    distil(options)
     epochs.clear()
-    alone = {k: v for k, v in options.items() if not k.startswith(("rcekd", "teacher", "scratch"))}
-    result = run_recbole_kd("Scratch", "small", student="BPR", config_dict=alone)
+    tails = []
+    for ratio in (0.1, 0.6):
+        more = {"metrics": ["NDCG", "ItemCoverage", "TailPercentage"], "tail_ratio": ratio}
+        result = distil(options, resume="auto", **more)
+        assert 0 < result["test_result"]["itemcoverage@10"] <= 1
+        tails.append(result["teacher_test_result"]["tailpercentage@10"])
     assert epochs == []
-    assert result["checkpoints"]["student"] == beside["checkpoints"]["scratch"]
-    assert result["test_result"] == beside["scratch_test_result"]
+    assert tails[0] != tails[1]
+
+
+def test_a_sampled_ranking_is_part_of_the_training(options, epochs):
+    options = {**options, "eval_args": {"mode": "uni20"}}
+    first = distil(options)
+    epochs.clear()
+    assert distil(options, resume="auto")["best_valid_result"] == first["best_valid_result"]
+    assert epochs == []
+    other = distil(options, topk=[5, 10], resume="auto")
+    assert len(epochs) > 0
+    assert other["checkpoints"]["teacher"] != first["checkpoints"]["teacher"]
+
+
+def alone(options: dict, **more) -> dict:
+    kept = {k: v for k, v in options.items() if not k.startswith(("rcekd", "teacher", "scratch"))}
+    return run_recbole_kd("Scratch", "small", student="BPR", config_dict={**kept, **more})
+
+
+def test_a_model_alone_and_the_tables_scratch_student_are_one_training(options, epochs):
+    result = alone(options)
+    trained = len(epochs)
+    beside = distil(options, scratch=True, **{"teacher.epochs": 1, "student.epochs": 1})
+    assert beside["checkpoints"]["scratch"] != result["checkpoints"]["student"]
+    epochs.clear()
+    beside = distil(options, scratch=True, **{"teacher.epochs": 1})
+    assert beside["checkpoints"]["scratch"] == result["checkpoints"]["student"]
+    assert beside["scratch_test_result"] == result["test_result"]
+    # What is named is trained; what stands beside it is found.
+    assert len(epochs) == trained
+    for resume, expected in (("auto", 0), (None, trained), (False, trained)):
+        epochs.clear()
+        assert alone(options, resume=resume)["test_result"] == result["test_result"]
+        assert len(epochs) == expected
+
+
+def test_a_run_that_goes_on_from_another_is_never_found_for_a_fresh_one(options):
+    other = alone(options, learning_rate=0.05, seed=1, epochs=2)
+    source = Path(other["checkpoints"]["student"]).parent
+    hybrid = alone(options, epochs=4, resume=str(source))
+    fresh = alone(options, epochs=4, resume="auto")
+    assert hybrid["checkpoints"]["student"] != fresh["checkpoints"]["student"]
+    assert log_of(hybrid)[:2] == log_of(other)
+    assert log_of(hybrid) != log_of(fresh)
+    again = alone(options, epochs=4)
+    assert log_of(again) == log_of(fresh)
+
+
+def test_a_run_does_not_go_on_under_another_metric(options):
+    folder = Path(alone(options)["checkpoints"]["student"]).parent
+    with pytest.raises(KDError, match="its valid_metric is NDCG@10, here it is Recall@10"):
+        alone(options, resume=str(folder), valid_metric="Recall@10")
+
+
+def test_the_folder_of_somebody_else_is_read(options, monkeypatch):
+    first = distil(options)
+    folder = Path(first["checkpoints"]["teacher"]).parent
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    allowed = training.os.access
+    monkeypatch.setattr(
+        training.os, "access", lambda path, mode: Path(path) != folder and allowed(path, mode)
+    )
+    second = distil(options, topk=[10, 15])
+    assert second["teacher_test_result"]["ndcg@10"] == first["teacher_test_result"]["ndcg@10"]
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
 
 
 HOLD = """
