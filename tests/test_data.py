@@ -262,7 +262,7 @@ def test_the_order_of_train_interactions_counts_for_sequences_only(tmp_path: Pat
         write_dataset(tmp_path, rows, name)
         for student in ("BPR", "SASRec"):
             given = {"eval_args": LEAVE_ONE_OUT, "topk": 3, "valid_metric": "NDCG@3"}
-            config = config_for(tmp_path, dataset=name, student=student, **given)
+            config = config_for(tmp_path, name=name, student=student, **given)
             found[student, name] = load_split(config).fingerprints
     assert found["BPR", "forth"] == found["BPR", "back"] == found["BPR", "late"]
     assert found["SASRec", "forth"] != found["SASRec", "back"]
