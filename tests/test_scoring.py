@@ -350,6 +350,18 @@ def test_a_step_inside_a_step_leaves_the_outer_one_in_place(
     assert "forward" not in vars(step.model)
 
 
+def test_a_forward_with_arguments_is_the_models_own_affair(step: Step) -> None:
+    """SimGCL and the like propagate with noise in their loss, and without it for scores."""
+    original = step.model.forward
+    step.model.forward = lambda noise=0.0: tuple(t + noise for t in original())
+    with step.scorer.step():
+        plain = step.model.forward()
+        noisy = step.model.forward(noise=1.0)
+        assert step.model.forward() is plain
+    torch.testing.assert_close(noisy[0], plain[0] + 1)
+    assert step.model.forward(noise=2.0)[0] is not noisy[0]
+
+
 def all_items(step: Step, rows: int) -> Tensor:
     return torch.arange(step.part.history.n_items).expand(rows, -1)
 

@@ -12,6 +12,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
+from recbole_kd import run_recbole_kd
 from recbole_kd.config import KDConfig
 from recbole_kd.data import make_loaders
 from recbole_kd.errors import KDError
@@ -368,3 +369,13 @@ def test_a_list_longer_than_what_the_teacher_knows_is_refused():
     assert teacher.top_k(3)[0].shape == (3, 3)
     with pytest.raises(KDError, match="knows 3"):
         teacher.top_k(4)
+
+
+def test_a_teacher_that_needs_more_than_a_history_is_refused_before_it_is_trained(tmp_path):
+    """DIEN learns from labels and from sequences of negatives."""
+    name = tiny.dataset()
+    lists = {"rcekd_K": 5, "rcekd_L": 5, "rcekd_M": 20}
+    settings = tiny.options("DIEN", checkpoint_dir=str(tmp_path), scratch=False, **lists)
+    with pytest.raises(KDError, match="DIEN cannot be asked about a user"):
+        run_recbole_kd("RCEKD", name, student="SASRec", teacher="DIEN", config_dict=settings)
+    assert not list(tmp_path.rglob("best.pt"))
