@@ -44,7 +44,8 @@ class Split:
         parts: Train, validation and test parts.
         tokens: Tokens by internal id.
         history: Train interactions by user; nothing else enters it.
-        fingerprints: Digest of each part's interactions, by token; of sequences, their order too.
+        fingerprints: Digests of each part's interactions, by token; of the tokens by id; of
+            sequences, also of their order.
     """
 
     dataset: Dataset
@@ -133,6 +134,9 @@ def load_split(config: KDConfig) -> Split:
     for name, part in zip(("train", "valid", "test"), parts, strict=True):
         pairs = history.pairs() if name == "train" else (part.inter_feat[uid], part.inter_feat[iid])
         prints[name] = fingerprint(pairs[0].numpy(), pairs[1].numpy(), tokens)
+    # Weights go by internal id, and those by the order of the files.
+    ids = "\n".join([*tokens.users, "", *tokens.items])
+    prints["ids"] = hashlib.blake2b(ids.encode(), digest_size=16).hexdigest()
     if isinstance(dataset, SequentialDataset):
         prints["order"] = order_fingerprint(history, tokens)
     for data in (dataset, *parts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -247,7 +248,8 @@ class Run:
             "teacher": teacher.checkpoint if teacher else None,
             "scratch": scratch.checkpoint if scratch else None,
         }
-        if trained.folder and self.config["save_format"] == "recbole":
+        writable = trained.folder is not None and os.access(trained.folder, os.W_OK)
+        if trained.folder and writable and self.config["save_format"] == "recbole":
             target = trained.folder / "student.pth"
             checkpoints["recbole"] = str(deploy.export_recbole(trained.folder, target))
         result = {
@@ -264,7 +266,7 @@ class Run:
             "seconds": trained.seconds,
             "table": table,
         }
-        if trained.folder:
+        if trained.folder and writable:
             summary = json.dumps({**result, "protocol": self._protocol(teacher)}, indent=1) + "\n"
             checkpoint.write_text(trained.folder / "summary.json", summary)
             self.log.info("Written to %s", trained.folder)

@@ -125,7 +125,9 @@ class Scorer(ABC):
         user = self.history.active_users()[:1].to(self.device)
         training = self.model.training
         self.model.eval()
-        self.score(self.encode(user), torch.ones(1, 1, dtype=torch.int64, device=self.device))
+        # Some models cannot be asked yet: Pop has no counts before its first batch.
+        with contextlib.suppress(AttributeError, TypeError, RuntimeError):
+            self.score(self.encode(user), torch.ones(1, 1, dtype=torch.int64, device=self.device))
         self.model.train(training)
 
     @abstractmethod

@@ -256,9 +256,7 @@ class RunTrainer(Trainer):
         """What a run must share with the one it goes on from."""
         keys = ("model", "method", "teacher", "split")
         identity = {key: self.describe[key] for key in keys if key in self.describe}
-        # The best score so far means nothing under another metric or another ranking.
-        mode = self.config["eval_args"]["mode"]["valid"]
-        return {**identity, "valid_metric": self.config["valid_metric"], "evaluation mode": mode}
+        return {**identity, **self.describe.get("selection", {})}
 
     def _check_identity(self, path: Path, content: dict[str, Any]) -> None:
         for key, mine in self._identity().items():
@@ -284,7 +282,7 @@ class RunTrainer(Trainer):
         if best.is_file() and checkpoint.load(best)["epoch"] != content["best_epoch"]:
             raise KDError(
                 f"--resume: the best weights beside {path} are newer than it; "
-                "first finish that run with its own options and --resume=auto"
+                "first finish that run with its own options"
             )
 
     def _cut_metrics(self, epoch: int) -> None:

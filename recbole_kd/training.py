@@ -77,9 +77,8 @@ def fingerprint(config: KDConfig, split: Split, *more: str) -> str:
         *more: Further parts, such as a teacher's digest.
     """
     keys = config.learning_keys() | SELECTION_KEYS
-    if not full_ranking(config):
-        keys |= set(MEASURE_KEYS)  # sampled candidates are others each time
     options = {k: v for k, v in config.resolved().items() if k in keys}
+    options.update(selection(config))
     names = [config.import_path, config.method]
     content = json.dumps([names, options, split.fingerprints, more], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
@@ -93,6 +92,21 @@ def full_ranking(config: KDConfig) -> bool:
 def measured(config: KDConfig) -> dict[str, Any]:
     """What a configuration asks to be measured, as plain data."""
     return {key: plain(config[key]) for key in MEASURE_KEYS}
+
+
+def selection(config: KDConfig) -> dict[str, Any]:
+    """What gives the best epoch's score its meaning, as plain data."""
+    metric = config["valid_metric"].lower()
+    chosen = {
+        "valid_metric": metric,
+        "eval_args.mode": config["eval_args"]["mode"]["valid"],
+        "repeatable": config["repeatable"],
+    }
+    if not full_ranking(config):
+        chosen.update(measured(config))  # sampled candidates are others each time
+    if metric.startswith("tailpercentage"):
+        chosen["tail_ratio"] = plain(config["tail_ratio"])
+    return chosen
 
 
 def build_plain(config: KDConfig, split: Split) -> nn.Module:
@@ -145,7 +159,8 @@ def _train(
     init_seed(config["seed"], config["reproducibility"])
     loaders = make_loaders(config, split)
     source = _prepare_folder(config, folder, resume)
-    trainer = make_trainer(config, wrapped, folder, deploy.describe(config, split, **(more or {})))
+    described = deploy.describe(config, split, **(more or {}), selection=selection(config))
+    trainer = make_trainer(config, wrapped, folder, described)
     if source is not None:
         trainer.resume(source, loaders[0])
         getLogger().info("Resumed from %s at epoch %d", source, trainer.start_epoch)
@@ -213,6 +228,8 @@ def _prepare_folder(config: KDConfig, folder: Path | None, resume: Any) -> Path 
     if resume == "auto":
         source = folder / "last.pt" if (folder / "last.pt").is_file() else None
     foreign = source is not None and source.parent.resolve() != folder.resolve()
+    if foreign and (folder / "last.pt").is_file():
+        source, foreign = folder / "last.pt", False  # its name says that it went on from there
     if source is None or foreign:
         for name in ("best.pt", "last.pt", "metrics.jsonl", "result.json", "summary.json"):
             (folder / name).unlink(missing_ok=True)

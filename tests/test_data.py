@@ -245,7 +245,7 @@ def test_fingerprint_depends_on_the_interactions_alone() -> None:
 def test_parts_have_fingerprints_of_their_own(root: Path, rows: list[Row]) -> None:
     split = load_split(config_for(root, eval_args=LEAVE_ONE_OUT))
     sequential = load_split(config_for(root, student="SASRec"))
-    assert len(set(split.fingerprints.values())) == 3
+    assert len(set(split.fingerprints.values())) == 4
     # Two families, other ids' rows, the same interactions.
     interactions = {k: v for k, v in sequential.fingerprints.items() if k != "order"}
     assert split.fingerprints == interactions

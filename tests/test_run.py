@@ -84,7 +84,10 @@ def test_the_shipped_student_recommends_without_data_or_teacher(result):
     assert sum(p.numel() for p in loaded.model.parameters()) == (944 + 1683) * 8
 
 
-@pytest.mark.parametrize("pair", [("LightGCN", "BPR"), ("BPR", "NeuMF"), ("BPR", "MultiVAE")])
+@pytest.mark.parametrize(
+    "pair",
+    [("LightGCN", "BPR"), ("BPR", "NeuMF"), ("BPR", "MultiVAE"), ("BPR", "Pop"), ("BPR", "EASE")],
+)
 def test_pairs_of_general_models(pair, small_options, tmp_path):
     student, teacher = pair
     options = {k: v for k, v in small_options.items() if not k.startswith("teacher")}

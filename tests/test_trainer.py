@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -239,9 +240,53 @@ def test_a_run_that_goes_on_from_another_is_never_found_for_a_fresh_one(options)
 
 
 def test_a_run_does_not_go_on_under_another_metric(options):
-    folder = Path(alone(options)["checkpoints"]["student"]).parent
-    with pytest.raises(KDError, match="its valid_metric is NDCG@10, here it is Recall@10"):
-        alone(options, resume=str(folder), valid_metric="Recall@10")
+    first = alone(options)
+    folder = Path(first["checkpoints"]["student"]).parent
+    for given, message in (
+        ({"valid_metric": "Recall@10"}, "its valid_metric is ndcg@10, here it is recall@10"),
+        ({"repeatable": True}, "its repeatable is False, here it is True"),
+    ):
+        with pytest.raises(KDError, match=message):
+            alone(options, resume=str(folder), **given)
+    again = alone(options, resume=str(folder), valid_metric="ndcg@10")
+    assert again["best_valid_score"] == first["best_valid_score"]
+
+
+def test_a_killed_run_that_went_on_from_another_goes_on(options, monkeypatch, tmp_path):
+    source = Path(alone(options, epochs=2)["checkpoints"]["student"]).parent
+    more = {"epochs": 6, "learning_rate": 0.002, "resume": str(source)}
+    whole = alone(options, **more, checkpoint_dir=str(tmp_path / "whole"))
+    trained: list[int] = []
+    original = training.RunTrainer._train_epoch
+
+    def killed(self, train_data, epoch_idx, *args, **kwargs):
+        trained.append(epoch_idx)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return original(self, train_data, epoch_idx, *args, **kwargs)
+
+    monkeypatch.setattr(training.RunTrainer, "_train_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        alone(options, **more)
+    rest = alone(options, **more)
+    assert trained == [2, 3, 4, 4, 5] or trained == [2, 3, 4, 3, 4, 5]
+    assert log_of(rest) == log_of(whole)
+    assert rest["test_result"] == whole["test_result"]
+
+
+def test_other_ids_are_another_training(options, tmp_path):
+    """Weights go by internal id, and those by the order of the file."""
+    result = alone(options)
+    folder = tmp_path / "shuffled" / "small"
+    shutil.copytree(Path(options["data_path"]) / "small", folder)
+    (file,) = folder.glob("*.inter")
+    header, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([header, *reversed(rows)]) + "\n")
+    other = {"data_path": str(folder.parent)}
+    again = alone(options, **other, resume="auto")
+    assert again["checkpoints"]["student"] != result["checkpoints"]["student"]
+    with pytest.raises(KDError, match="its split is"):
+        alone(options, **other, resume=str(Path(result["checkpoints"]["student"]).parent))
 
 
 def test_the_folder_of_somebody_else_is_read(options, monkeypatch):
