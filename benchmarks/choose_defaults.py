@@ -10,21 +10,20 @@ import torch
 from common import distil, mean_spread, need_data, parser, provenance
 from tabulate import tabulate
 
+RELEASED = {
+    "kd_rows": "interaction",
+    "refresh_every": 1,
+    "rcekd_overlap": "sample",
+    "rcekd_K": 50,
+    "rcekd_L": 50,
+}
+BY_USER = {**RELEASED, "kd_rows": "user", "refresh_every": 3}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "interaction rows, refresh 1 (released)": {"kd_rows": "interaction", "refresh_every": 1},
-    "user rows, refresh 1": {"kd_rows": "user", "refresh_every": 1},
-    "user rows, refresh 3": {"kd_rows": "user", "refresh_every": 3},
-    "user rows, refresh 3, overlap with Q_S": {
-        "kd_rows": "user",
-        "refresh_every": 3,
-        "rcekd_overlap": "student_topk",
-    },
-    "user rows, refresh 3, K = L = 100": {
-        "kd_rows": "user",
-        "refresh_every": 3,
-        "rcekd_K": 100,
-        "rcekd_L": 100,
-    },
+    "interaction rows, refresh 1 (released)": RELEASED,
+    "user rows, refresh 1": {**BY_USER, "refresh_every": 1},
+    "user rows, refresh 3": BY_USER,
+    "user rows, refresh 3, overlap with Q_S": {**BY_USER, "rcekd_overlap": "student_topk"},
+    "user rows, refresh 3, K = L = 100": {**BY_USER, "rcekd_K": 100, "rcekd_L": 100},
 }
 
 
