@@ -271,7 +271,7 @@ def test_a_run_prints_its_table(command: Command, caplog: pytest.LogCaptureFixtu
     assert len(lines) == 3
     folders = sorted(p.name.rpartition("-")[0] for p in (command.saved / "tiny").iterdir())
     assert folders == ["BPR", "BPR", "RCEKD-BPR-BPR"]
-    assert "rcekd_K: 10  (default 50; command line)" in caplog.text
+    assert "rcekd_K: 10  (default 100; command line)" in caplog.text
 
 
 def test_a_run_teaches_from_a_checkpoint(command: Command, teacher: Path) -> None:

@@ -617,10 +617,11 @@ def test_a_student_without_vectors_is_refused() -> None:
 def test_longest_list_depends_on_the_mask() -> None:
     world = make_world()
     most = int(world.history.counts.max())
-    world.check(RCEKD, rcekd_M=59)
-    world.check(RCEKD, rcekd_M=59 - most, rcekd_mask_train=True)
+    short = {"rcekd_K": K, "rcekd_L": L}
+    world.check(RCEKD, rcekd_M=59, **short)
+    world.check(RCEKD, rcekd_M=59 - most, rcekd_mask_train=True, **short)
     with pytest.raises(KDError, match=rf"--rcekd_M={60 - most}: .* up to {59 - most}$"):
-        world.check(RCEKD, rcekd_M=60 - most, rcekd_mask_train=True)
+        world.check(RCEKD, rcekd_M=60 - most, rcekd_mask_train=True, **short)
     distiller = refreshed(world, rcekd_M=59 - most, rcekd_mask_train=True)
     for user in distiller.users.tolist():
         assert not world.train_items(user) & set(distiller.tables()["items"][user].tolist())
