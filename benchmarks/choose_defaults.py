@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def run(dataset: str, variant: dict[str, Any], seed: int, options: Any) -> dict[
         "test20": result["test_result"]["ndcg@20"],
         "teacher": result["teacher_test_result"]["ndcg@10"],
         "best_epoch": result["best_epoch"],
-        "per_epoch": sorted(seconds)[len(seconds) // 2],
+        "per_epoch": median_high(seconds),
         "to_best": sum(seconds[: result["best_epoch"] + 1]),
     }
 

@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 import torch
@@ -94,13 +95,12 @@ def reference(command: str) -> float:
         if line.startswith("{") and '"epoch_s' in line:
             record = json.loads(line)
             found.append(record.get("epoch_s", record.get("epoch_s_extrapolated")))
-    return sorted(found)[len(found) // 2]
+    return median_high(found)
 
 
 def median(records: list[dict], key: str) -> float:
     """Median of one figure."""
-    values = sorted(r[key] for r in records)
-    return values[len(values) // 2]
+    return median_high(r[key] for r in records)
 
 
 def parse() -> Any:
@@ -140,7 +140,7 @@ class Timings:
     @property
     def other(self) -> float | None:
         """Median of the reference, or ``None``."""
-        return sorted(self.others)[len(self.others) // 2] if self.others else None
+        return median_high(self.others) if self.others else None
 
 
 def time_all(options: Any, folder: str) -> Timings:

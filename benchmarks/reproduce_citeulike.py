@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def run(pair: str, seed: int, options: Any) -> dict[str, Any]:
         "best_valid": result["best_valid_score"],
         "best_epoch": result["best_epoch"],
         "epochs": len(seconds),
-        "seconds_per_epoch": sorted(seconds)[len(seconds) // 2],
+        "seconds_per_epoch": median_high(seconds),
         "seconds_to_best_epoch": sum(seconds[: result["best_epoch"] + 1]),
     }
 

@@ -8,6 +8,7 @@ stand-in. Any other object in a file is an error that names it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import pickle
@@ -115,6 +116,17 @@ def write_bytes_atomically(path: Path, write: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file through a temporary name."""
     write_bytes_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def file_in(path: str | Path, name: str = "best.pt") -> Path:
+    """The file a user names: ``path`` itself, or ``name`` in it if it is a run's folder."""
+    path = Path(path)
+    return path / name if path.is_dir() else path
+
+
+def digest(path: Path) -> str:
+    """Digest of a file's bytes."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 def save(path: str | Path, content: dict[str, Any]) -> None:

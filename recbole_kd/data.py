@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ class Tokens:
 
     users: list[str]
     items: list[str]
+
+    @cached_property
+    def hashes(self) -> tuple[np.ndarray, np.ndarray]:
+        """:func:`token_hashes` of users and of items."""
+        return token_hashes(self.users), token_hashes(self.items)
 
 
 @dataclass
@@ -73,36 +79,26 @@ def token_hashes(tokens: list[str]) -> np.ndarray:
     return np.frombuffer(digests, dtype=np.uint64)
 
 
-def fingerprint(users: np.ndarray, items: np.ndarray, tokens: Tokens) -> str:
+def fingerprint(
+    users: np.ndarray, items: np.ndarray, tokens: Tokens, places: np.ndarray | None = None
+) -> str:
     """Digest of a set of interactions that does not depend on internal ids or on their order.
 
     Args:
         users: User ids, ``[N]``.
         items: Item ids, ``[N]``.
         tokens: Tokens of the ids.
+        places: Place of each interaction in its user's sequence, ``[N]``, if the order counts.
     """
+    of_users, of_items = tokens.hashes
     with np.errstate(over="ignore"):
-        pairs = token_hashes(tokens.users)[users] * np.uint64(0x9E3779B97F4A7C15)
+        pairs = of_users[users] * np.uint64(0x9E3779B97F4A7C15)
         pairs ^= pairs >> np.uint64(29)
-        pairs += token_hashes(tokens.items)[items]
+        if places is None:
+            pairs += of_items[items]
+        else:
+            pairs += of_items[items] * np.uint64(0xC2B2AE3D27D4EB4F) + places.astype(np.uint64)
     return hashlib.blake2b(np.sort(pairs).tobytes(), digest_size=16).hexdigest()
-
-
-def order_fingerprint(history: UserHistory, tokens: Tokens) -> str:
-    """Digest of the order of each user's train interactions, for what is trained on sequences.
-
-    Args:
-        history: Train interactions by user.
-        tokens: Tokens of the ids.
-    """
-    users, items = history.pairs()
-    place = torch.arange(len(users)) - history.offsets[users]
-    with np.errstate(over="ignore"):
-        ranked = token_hashes(tokens.items)[items.numpy()] * np.uint64(0x9E3779B97F4A7C15)
-        ranked = (ranked + place.numpy().astype(np.uint64)) * np.uint64(0xC2B2AE3D27D4EB4F)
-        ranked ^= ranked >> np.uint64(29)
-        ranked += token_hashes(tokens.users)[users.numpy()]
-    return hashlib.blake2b(np.sort(ranked).tobytes(), digest_size=16).hexdigest()
 
 
 def load_split(config: KDConfig) -> Split:
@@ -138,7 +134,9 @@ def load_split(config: KDConfig) -> Split:
     ids = "\n".join([*tokens.users, "", *tokens.items])
     prints["ids"] = hashlib.blake2b(ids.encode(), digest_size=16).hexdigest()
     if isinstance(dataset, SequentialDataset):
-        prints["order"] = order_fingerprint(history, tokens)
+        users, items = history.pairs()
+        places = torch.arange(len(users)) - history.offsets[users]
+        prints["order"] = fingerprint(users.numpy(), items.numpy(), tokens, places.numpy())
     for data in (dataset, *parts):
         _round_time(data)
     return Split(dataset, parts, tokens, history, prints)

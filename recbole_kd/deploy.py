@@ -201,7 +201,7 @@ def load_model(
         KDError: The file cannot be read, its data set is gone, or ``dataset`` is another one.
     """
     path = Path(path)
-    content = checkpoint.load(path / "best.pt" if path.is_dir() else path)
+    content = checkpoint.load(checkpoint.file_in(path))
     device = torch.device(device)
     if checkpoint.is_ours(content):
         return _load_ours(content, path, device, dataset)
@@ -310,8 +310,7 @@ def export_recbole(path: str | Path, target: str | Path) -> Path:
     """
     from recbole.config import Config
 
-    path = Path(path)
-    path = path / "best.pt" if path.is_dir() else path
+    path = checkpoint.file_in(path)
     content = checkpoint.load(path)
     if not checkpoint.is_ours(content):
         raise KDError(f"checkpoint {path}: it is in RecBole's form already")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -139,12 +138,10 @@ class Run:
 
     def alone(self) -> dict[str, Any]:
         """Train the student without a teacher."""
-        config, split = self.config, self.split
-        if config["resume"] == "auto":
-            trained = training.train_alone(config, split, self.saved)
+        if self.config["resume"] == "auto":
+            trained = training.train_alone(self.config, self.split, self.saved)
         else:
-            folder = training.folder_of(config, split, config["model"]) if self.saved else None
-            trained = training.train(config, split, folder, resume=config["resume"])
+            trained = self._train(self._folder(self.config["model"]))
         return self._finish(trained, None, None)
 
     def distilled(self) -> dict[str, Any]:
@@ -157,15 +154,19 @@ class Run:
             "method": self.config.method,
             "teacher": {"model": teacher.name, "digest": teacher.digest},
         }
-        trained = training.train(
-            self.config,
-            self.split,
-            self._folder(teacher),
+        name = f"{short_name(self.config.method)}-{self.config['model']}-{teacher.name}"
+        trained = self._train(
+            self._folder(name, teacher.digest),
             wrap=lambda model, scorer: self._wrap(model, scorer, teacher.frozen),
-            resume=self.config["resume"],
             more=more,
         )
         return self._finish(trained, teacher, scratch)
+
+    def _train(self, folder: Path | None, **more: Any) -> training.Trained:
+        """Train the student of this run, with no other process in its folder."""
+        with training.locked(folder, wait=False):
+            resume = self.config["resume"]
+            return training.train(self.config, self.split, folder, resume=resume, **more)
 
     def _wrap(self, model: nn.Module, scorer: Scorer, teacher: FrozenTeacher) -> nn.Module:
         assert self.method is not None
@@ -204,9 +205,8 @@ class Run:
         scorer = scorer_for(loaded.model, history)
         frozen = self._freeze(scorer, ids)
         result = self._evaluate_teacher(frozen)
-        file = Path(path) / "best.pt" if Path(path).is_dir() else Path(path)
-        digest = hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
-        parts = TeacherParts(frozen, scorer, name, result, str(file), digest)
+        file = checkpoint.file_in(path)
+        parts = TeacherParts(frozen, scorer, name, result, str(file), checkpoint.digest(file))
         if getattr(loaded.model.type, "name", "") == "SEQUENTIAL":
             parts.note = "encodes the train history, without the validation items"
         return parts
@@ -221,11 +221,11 @@ class Run:
 
     # -- results -------------------------------------------------------------------------------
 
-    def _folder(self, teacher: TeacherParts) -> Path | None:
+    def _folder(self, name: str, *more: str) -> Path | None:
         if not self.saved:
             return None
-        name = f"{short_name(self.config.method)}-{self.config['model']}-{teacher.name}"
-        return training.folder_of(self.config, self.split, name, teacher.digest)
+        resume = self.config["resume"]
+        return training.folder_of(self.config, self.split, name, *more, resume=resume)
 
     def _finish(
         self,

@@ -129,26 +129,14 @@ def train(
     Args:
         config: The model's configuration.
         split: The split.
-        folder: Where to write, or ``None`` for nowhere.
+        folder: Where to write, or ``None`` for nowhere; keep others out with :func:`locked`.
         wrap: Turns the plain model and its scorer into the model to train, e.g. a distiller.
         resume: ``auto``, a path, or ``None`` to start afresh.
         more: Plain data saved with the weights.
 
     Raises:
-        KDError: Another process is writing to the folder; or see the trainer.
+        KDError: See the trainer.
     """
-    with locked(folder, wait=False):
-        return _train(config, split, folder, wrap, resume, more)
-
-
-def _train(
-    config: KDConfig,
-    split: Split,
-    folder: Path | None,
-    wrap: Callable[[nn.Module, Scorer], nn.Module] | None = None,
-    resume: Any = None,
-    more: dict[str, Any] | None = None,
-) -> Trained:
     started = time.perf_counter()
     model = build_plain(config, split)
     scorer = scorer_for(model, split.history)
@@ -214,7 +202,7 @@ def check_resume(resume: Any, saved: bool) -> Path | None:
         raise KDError("--resume: needs saved=True, found saved=False")
     if resume == "auto":
         return None
-    source = Path(resume) / "last.pt" if Path(resume).is_dir() else Path(resume)
+    source = checkpoint.file_in(resume, "last.pt")
     if not source.is_file():
         raise KDError(f"--resume={resume}: there is no such file; allowed are auto or a last.pt")
     return source
@@ -234,10 +222,10 @@ def _prepare_folder(config: KDConfig, folder: Path | None, resume: Any) -> Path 
         for name in ("best.pt", "last.pt", "metrics.jsonl", "result.json", "summary.json"):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    _write_resolved(config, folder)
     for name in ("best.pt", "metrics.jsonl"):
         if source is not None and foreign and (source.parent / name).is_file():
             shutil.copyfile(source.parent / name, folder / name)
-    _write_resolved(config, folder)
     return source
 
 
@@ -296,7 +284,7 @@ def _write_result(trained: Trained, config: KDConfig) -> None:
     checkpoint.write_text(trained.folder / "result.json", json.dumps(result, indent=1) + "\n")
 
 
-def folder_of(config: KDConfig, split: Split, name: str, *more: str) -> Path:
+def folder_of(config: KDConfig, split: Split, name: str, *more: str, resume: Any = None) -> Path:
     """Folder of a run. Trainings that would come out equal share it.
 
     What ``--resume=PATH`` goes on with from another run is another training than the fresh one.
@@ -306,6 +294,7 @@ def folder_of(config: KDConfig, split: Split, name: str, *more: str) -> Path:
         split: The split.
         name: Beginning of the folder's name.
         *more: Further parts of the fingerprint.
+        resume: Value of ``--resume``.
     """
 
     def place(*parts: str) -> Path:
@@ -313,10 +302,10 @@ def folder_of(config: KDConfig, split: Split, name: str, *more: str) -> Path:
         return Path(config["checkpoint_dir"]) / config["dataset"] / f"{name}-{digest}"
 
     fresh = place(*more)
-    source = check_resume(config["resume"], saved=True) if config.role == "student" else None
+    source = check_resume(resume, saved=True)
     if source is None or source.parent.resolve() == fresh.resolve():
         return fresh
-    return place(*more, hashlib.blake2b(source.read_bytes(), digest_size=8).hexdigest())
+    return place(*more, checkpoint.digest(source))
 
 
 def train_alone(config: KDConfig, split: Split, saved: bool = True) -> Trained:
@@ -340,7 +329,7 @@ def train_alone(config: KDConfig, split: Split, saved: bool = True) -> Trained:
         if _finished(folder):
             return _find(config, split, folder)
         getLogger().info("Training %s (%s) in %s", config["model"], config.role, folder)
-        return _train(config, split, folder, resume="auto")
+        return train(config, split, folder, resume="auto")
 
 
 def _finished(folder: Path) -> bool:
