@@ -24,7 +24,8 @@ from tabulate import tabulate
 
 from recbole_kd import training
 from recbole_kd.config import KDConfig
-from recbole_kd.data import load_split, make_loaders
+from recbole_kd.data import load_split
+from recbole_kd.loaders import make_loaders
 from recbole_kd.methods.rcekd import RCEKD
 from recbole_kd.options import Sources
 from recbole_kd.scoring import scorer_for

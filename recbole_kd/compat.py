@@ -120,7 +120,7 @@ SHIMS = (
         "float32 times",
         "interactions up to 128 s apart are ordered, and split, by their place in the file",
         "every RecBole 1.x",
-        "recbole_kd.data.ExactTime keeps float64 until the split is made",
+        "recbole_kd.sequences.ExactTime keeps float64 until the split is made",
         "RecBole keeps times in float64",
     ),
 )

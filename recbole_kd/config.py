@@ -5,8 +5,9 @@ student trained from scratch. Each is a :class:`KDConfig`, a RecBole ``Config`` 
 lowest first, from
 
 1. RecBole's own defaults (overall, model, data set, family),
-2. our shipped ``properties/``: ``overall.yaml``, ``model/<Model>.yaml``, ``dataset/<name>.yaml``,
-   ``method/<Method>.yaml``, ``protocol/<name>.yaml``, ``recipe/<dataset>/<pair>/<method>.yaml``,
+2. our shipped ``properties/``: ``family/sequential.yaml`` (for sequential models),
+   ``overall.yaml``, ``model/<Model>.yaml``, ``dataset/<name>.yaml``, ``method/<Method>.yaml``,
+   ``protocol/<name>.yaml``, ``recipe/<dataset>/<pair>/<method>.yaml``,
 3. the configuration files, in the order given,
 4. the dictionary given from Python,
 5. the command line.
@@ -42,8 +43,19 @@ from recbole_kd.keys import SECTION_KEYS, model_keys
 from recbole_kd.options import ROLE_SECTIONS, Layer, SafeLoader, Sources, flatten, parse_value
 from recbole_kd.registry import SCRATCH, backbone_class, short_name
 
+RATIO_SPLIT = {
+    "split": {"RS": [0.8, 0.1, 0.1]},
+    "order": "TO",
+    "group_by": "user",
+    "mode": "full",
+}
+"""Split of sequences whose held-out items are all targets of one ranking."""
+
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
 """RecBole's optimisers. For any other name it trains with Adam and without weight decay."""
+
+DEFAULT_LAYERS = ("family/", "overall", "model/", "method/")
+"""Origins of shipped options that are no change."""
 
 WITHOUT_CUTOFF = {"gauc", "auc", "logloss", "mae", "rmse"}
 """RecBole's metrics that are not ``name@k``."""
@@ -70,6 +82,7 @@ class KDConfig(Config):
             raise KDError("--teacher is missing: name a model, or give --teacher.checkpoint=PATH")
         self.import_path = name
         self.sequences = False
+        self.eval_targets: str | None = None
         try:
             super().__init__(model=name, dataset=sources.dataset)
         except KDError:
@@ -79,6 +92,8 @@ class KDConfig(Config):
             raise KDError(f"options of {name}: refused by RecBole: {reason}") from error
         self.final_config_dict["method"] = self.method
         self.final_config_dict["import_path"] = name
+        if self.sequences:
+            self.final_config_dict["eval_targets"] = self.eval_targets
         self._check_values()
 
     def compatibility_settings(self) -> None:
@@ -119,7 +134,6 @@ class KDConfig(Config):
         self._recbole_defaults = dict(self.internal_config_dict)
         protocol = self.sources.get("protocol")
         candidates = [
-            ("family", self._family_options(model_class)),
             ("overall.yaml", shipped("overall.yaml")),
             (f"model/{model}.yaml", model_defaults(self.import_path)),
             (f"dataset/{dataset}.yaml", shipped("dataset", f"{dataset}.yaml")),
@@ -131,8 +145,12 @@ class KDConfig(Config):
             candidates.append((f"protocol {protocol}", protocol_options(protocol)))
         layers = [Layer(origin, values) for origin, values in candidates if values is not None]
         layers += self._recipes(self.sources.get("recipe", default="auto"))
-        self.layers = layers
+        said = dict(self.internal_config_dict)
         for layer in layers:
+            said.update(flatten(layer.values, self.role))
+        said.update(self.external_config_dict)
+        self.layers = [*self._family_layers(model_class, said), *layers]
+        for layer in self.layers:
             self.internal_config_dict.update(flatten(layer.values, self.role))
 
     def _recipes(self, recipe: Any) -> list[Layer]:
@@ -144,25 +162,37 @@ class KDConfig(Config):
             layers.append(recipe_layer(self.sources, SCRATCH, recipe))
         return [layer for layer in layers if layer is not None]
 
-    def _family_options(self, model_class: Any) -> dict[str, Any]:
+    def _family_layers(self, model_class: Any, said: dict[str, Any]) -> list[Layer]:
         """What the families of the run's models settle.
 
         Teacher and student have one split: a sequential member decides it for all roles. A loss
         over all items draws no negatives, which RecBole demands to be said.
+
+        Args:
+            model_class: Class of this role's model.
+            said: What all other sources say.
         """
-        options: dict[str, Any] = {}
         members = [backbone_class(self.sources.student)]
         if self.sources.method != SCRATCH and self.sources.teacher:
             members.append(backbone_class(self.sources.teacher, "--teacher"))
         self.sequences = any(cls.type == ModelType.SEQUENTIAL for cls in members)
-        if self.sequences and model_class.type != ModelType.SEQUENTIAL:
-            options["eval_args"] = recbole_yaml("quick_start_config", "sequential.yaml")[
-                "eval_args"
-            ]
-        loss = {**self.internal_config_dict, **self.external_config_dict}.get("loss_type")
-        if model_class.type == ModelType.SEQUENTIAL and loss == "CE":
+        sequential = model_class.type == ModelType.SEQUENTIAL
+        if self.sequences:
+            ready_made = said.get("benchmark_filename") is not None
+            self.eval_targets = said.get("eval_targets") or ("all" if ready_made else "next")
+        options: dict[str, Any] = {}
+        if self.eval_targets == "all":
+            options["eval_args"] = RATIO_SPLIT
+        elif self.sequences and not sequential:
+            family = recbole_yaml("quick_start_config", "sequential.yaml")
+            options["eval_args"] = family["eval_args"]
+        if sequential and said.get("loss_type") == "CE":
             options["train_neg_sample_args"] = None
-        return options
+        layers = [Layer("family", options)]
+        if sequential:
+            own = shipped("family", "sequential.yaml") or {}
+            layers.insert(0, Layer("family/sequential.yaml", own))
+        return layers
 
     # -- values --------------------------------------------------------------------------------
 
@@ -182,9 +212,11 @@ class KDConfig(Config):
             self.number(key, low=0)
         for key in ("learning_rate", "memory_budget_gb"):
             self.number(key, low=0, above=True)
-        for key in ("allow_leak", "repeatable", "scratch"):
+        for key in ("allow_leak", "exact_time", "repeatable", "scratch"):
             self.choice(key, (True, False))
         self.choice("learner", LEARNERS)
+        if self.sequences:
+            self._check_sequences()
         self.choice("eval_history", ("all", "train"))
         mode = self["eval_args"]["mode"]["test"]
         if self["eval_history"] == "train" and mode != "full":
@@ -198,6 +230,26 @@ class KDConfig(Config):
             raise KDError(
                 f"{self._shown('valid_metric')}={self['valid_metric']}: metrics and topk give "
                 f"{', '.join(dict.fromkeys(measured))}; allowed is one of them"
+            )
+
+    def _check_sequences(self) -> None:
+        mode = self["eval_args"]["mode"]["test"]
+        if self.choice("eval_targets", ("next", "all")) == "all" and mode != "full":
+            raise KDError(f"--eval_targets=all: found eval_args.mode={mode}; allowed is full")
+        if not self.sequential:
+            return
+        self.positive_int("MAX_ITEM_LIST_LENGTH")
+        trained = getattr(self.model_class, "sequence_training", ("prefix",))
+        if self.choice("sequence_training", ("prefix", "causal")) not in trained:
+            raise KDError(
+                f"{self._shown('sequence_training')}={self['sequence_training']}: {self['model']} "
+                f"learns from {trained[0]} rows only; allowed is {trained[0]}"
+            )
+        self.choice("train_windows", ("last", "all"))
+        if self.choice("filter_history", (False, True, "all")) and mode != "full":
+            raise KDError(
+                f"--filter_history={self['filter_history']}: found eval_args.mode={mode}; "
+                "allowed is full"
             )
 
     def _shown(self, key: str) -> str:
@@ -263,6 +315,17 @@ class KDConfig(Config):
             raise KDError(f"{self._shown(key)}={value}: allowed are {shown}")
         return value
 
+    @property
+    def sequential(self) -> bool:
+        """Whether the model reads sequences; :attr:`sequences` asks that of the whole run."""
+        return self["MODEL_TYPE"] == ModelType.SEQUENTIAL
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether the model reads the times of interactions, and not their order alone."""
+        asked = getattr(self.model_class, "reads_time", None)
+        return False if asked is None else asked(self)
+
     def learning_keys(self) -> set[str]:
         """Keys that model, method and training read, as opposed to paths, logs and data files."""
         keys = SECTION_KEYS - {"save_last_seconds"} | model_keys(self.import_path, "--model")
@@ -284,10 +347,10 @@ class KDConfig(Config):
         default = dict(self._recbole_defaults)
         changes: dict[str, tuple[Any, Any, str]] = {}
         for layer in self.layers:
-            if layer.origin.startswith(("overall", "model/", "method/")):
+            if layer.origin.startswith(DEFAULT_LAYERS):
                 default.update(flatten(layer.values, self.role))
         for layer in (*self.layers, *self.sources.layers):
-            if layer.origin.startswith(("overall", "model/", "method/")):
+            if layer.origin.startswith(DEFAULT_LAYERS):
                 continue
             for key, value in flatten(layer.values, self.role).items():
                 if default.get(key) != value:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
+import logging
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataset import Dataset, SequentialDataset
-from recbole.data.interaction import Interaction
-from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import ModelType, init_seed
 
 from recbole_kd.config import KDConfig
 from recbole_kd.errors import KDError, did_you_mean
-from recbole_kd.history import UserHistory, first_rows
+from recbole_kd.history import UserHistory
+from recbole_kd.sequences import ExactTime, FullSequenceDataset, round_time
 
 
 @dataclass
@@ -65,6 +61,23 @@ class Split:
         """The train part."""
         return self.parts[0]
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Interactions of the three parts."""
+        return len(self.history.items), len(self.parts[1]), len(self.parts[2])
+
+    def prints(self, times: bool) -> dict[str, str]:
+        """:attr:`fingerprints`, for a model that reads times with a digest of those.
+
+        Args:
+            times: Whether the model reads times.
+        """
+        if not times or self.history.times is None:
+            return self.fingerprints
+        users, items = (t.numpy() for t in self.history.pairs())
+        bits = self.history.times.numpy().view(np.uint64)
+        return {**self.fingerprints, "times": fingerprint(users, items, self.tokens, bits)}
+
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
         """User and item ids of all validation and test interactions, ``[N]`` each, int64."""
         uid, iid = self.dataset.uid_field, self.dataset.iid_field
@@ -88,7 +101,8 @@ def fingerprint(
         users: User ids, ``[N]``.
         items: Item ids, ``[N]``.
         tokens: Tokens of the ids.
-        places: Place of each interaction in its user's sequence, ``[N]``, if the order counts.
+        places: Place (or time) of each interaction in its user's sequence, ``[N]``, integers, if
+            it counts.
     """
     of_users, of_items = tokens.hashes
     with np.errstate(over="ignore"):
@@ -137,47 +151,57 @@ def load_split(config: KDConfig) -> Split:
         users, items = history.pairs()
         places = torch.arange(len(users)) - history.offsets[users]
         prints["order"] = fingerprint(users.numpy(), items.numpy(), tokens, places.numpy())
-    for data in (dataset, *parts):
-        _round_time(data)
+    if isinstance(dataset, FullSequenceDataset):
+        _warn_of_single(parts[0], tokens)
+    else:
+        for data in (dataset, *parts):
+            round_time(data)
     return Split(dataset, parts, tokens, history, prints)
-
-
-class ExactTime:
-    """Keeps times in float64 while RecBole orders and splits by them.
-
-    RecBole orders by float32, in which Unix times are 64 to 128 seconds apart: interactions of one
-    session come out in the order of the file.
-    """
-
-    time_field: str
-
-    def _dataframe_to_interaction(self, data: Any) -> Any:
-        interaction = super()._dataframe_to_interaction(data)  # type: ignore[misc]
-        if self.time_field in data and interaction[self.time_field].dtype == torch.float32:
-            exact = data[self.time_field].to_numpy(dtype=np.float64, copy=True)
-            interaction.interaction[self.time_field] = torch.from_numpy(exact)
-        return interaction
-
-
-def _round_time(data: Dataset) -> None:
-    """Give the models the float32 times they know, now that the order is settled."""
-    for field, values in data.inter_feat.interaction.items():
-        if values.dtype == torch.float64:
-            data.inter_feat.interaction[field] = values.float()
 
 
 def _build(config: KDConfig) -> tuple[Dataset, tuple[Dataset, ...]]:
     """RecBole's data set and its parts; what RecBole refuses becomes one line."""
     cls = _dataset_class(config)
-    if config.sequences and not issubclass(cls, SequentialDataset):
-        cls = SequentialDataset  # the other member of the run needs them
+    if config.sequences:
+        cls = _sequence_class(config, cls)
+    if config["exact_time"]:
+        cls = type(f"Exact{cls.__name__}", (ExactTime, cls), {})
     init_seed(config["split_seed"], config["reproducibility"])
     try:
-        dataset = type(f"Exact{cls.__name__}", (ExactTime, cls), {})(config)
+        dataset = cls(config)
         return dataset, tuple(dataset.build())
+    except KDError:
+        raise
     except (TypeError, ValueError, AttributeError, NotImplementedError, AssertionError) as error:
         reason = " ".join(str(error).split()) or "assertion failed"
         raise KDError(f"data set {config['dataset']}: refused by RecBole: {reason}") from error
+
+
+def _sequence_class(config: KDConfig, cls: type[Dataset]) -> type[Dataset]:
+    """Our rows, but where RecBole's are prepared in the files or made for one model alone."""
+    ready_made = config["benchmark_filename"] is not None
+    prepared = ready_made and config["eval_targets"] == "next"
+    if cls not in (Dataset, SequentialDataset) or prepared:
+        if config["eval_targets"] == "all":
+            raise KDError(
+                f"--eval_targets=all: {config['model']} brings a data set of its own; "
+                "allowed is next"
+            )
+        return cls if issubclass(cls, SequentialDataset) else SequentialDataset
+    return FullSequenceDataset
+
+
+def _warn_of_single(train: FullSequenceDataset, tokens: Tokens) -> None:
+    """Say that a sequence of one item has no target, as RecBole does not."""
+    counts = torch.bincount(train.sequences[train.uid_field], minlength=len(tokens.users))
+    single = (counts == 1).nonzero().squeeze(1)
+    if len(single):
+        logging.getLogger(__name__).warning(
+            "%d users (first: '%s') have a single interaction to learn from: no item follows it, "
+            "so they train no sequential model; user_inter_num_interval leaves them out",
+            len(single),
+            tokens.users[int(single[0])],
+        )
 
 
 def _dataset_class(config: KDConfig) -> type[Dataset]:
@@ -234,10 +258,18 @@ def _check_columns(config: KDConfig, path: Path) -> None:
     columns = [field.rpartition(":")[0] or field for field in header.split(separator)]
     needed = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
     ready_made = config["benchmark_filename"] is not None
+    lists = config["ITEM_ID_FIELD"] + (config["LIST_SUFFIX"] or "")
     if config.sequences and ready_made:
-        needed.append(config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"])
+        if config["eval_targets"] == "next":
+            needed.append(lists)
+        elif lists in columns:
+            raise KDError(
+                f"{path} line 1: found the column {lists} of prepared prefix rows; "
+                "they need --eval_targets=next"
+            )
     elif config.sequences or (config["eval_args"]["order"] == "TO" and not ready_made):
         needed.append(config["TIME_FIELD"])
+    _check_time_column(config, path, header.split(separator))
     missing = [field for field in needed if field not in columns]
     if missing or ":" not in header:
         raise KDError(
@@ -251,6 +283,14 @@ def _check_columns(config: KDConfig, path: Path) -> None:
         raise KDError(
             f"--{option}={config[option]}: {', '.join(unloaded)} is needed from {path.name}"
         )
+
+
+def _check_time_column(config: KDConfig, path: Path, header: list[str]) -> None:
+    """Refuse times that RecBole would order as texts."""
+    for column in header:
+        field, _, kind = column.rpartition(":")
+        if field == config["TIME_FIELD"] and kind != "float":
+            raise KDError(f"{path} line 1: found {column}; allowed is {field}:float, in seconds")
 
 
 def _loaded_columns(config: KDConfig, columns: list[str]) -> list[str]:
@@ -283,82 +323,3 @@ def _check_users(
             f"(first: '{tokens.users[int(empty[0])]}'); raise user_inter_num_interval, "
             "or set --empty_users=keep to evaluate them all the same"
         )
-
-
-class UserBatchEvalLoader(FullSortEvalDataLoader):
-    """RecBole's full-sort loader with its batch size counted in users.
-
-    RecBole's ``eval_batch_size`` counts scores, so that its default evaluates one user at a time
-    on any catalogue of more than 4,096 items.
-    """
-
-    def _init_batch_size_and_step(self) -> None:
-        users = self.config["eval_user_batch_size"]
-        # Scores, their masked copy, positives and the ranking: about 16 bytes an item.
-        fitting = self.config["memory_budget_gb"] * 2**30 // (16 * self._dataset.item_num)
-        self.step = int(max(1, min(users, fitting)))
-        self.set_batch_size(self.step)
-
-
-def item_sets(history: UserHistory) -> np.ndarray:
-    """Each user's train items as a set, ``[n_users]``, in the form RecBole's loaders read."""
-    items, ends = history.items.tolist(), history.offsets.tolist()
-    sets = np.empty(history.n_users, dtype=object)
-    sets[:] = [set(items[a:b]) for a, b in pairwise(ends)]
-    return sets
-
-
-def without_sequences(train: SequentialDataset) -> SequentialDataset:
-    """A view of a train part as one row an interaction, for a model that reads no sequences.
-
-    The rows of a sequential data set are prefixes with their targets: the first item of each user
-    is in a prefix only, and would be neither trained on nor hidden.
-
-    Args:
-        train: The train part.
-    """
-    feat, suffix = train.inter_feat, train.config["LIST_SUFFIX"]
-    first = first_rows(feat[train.uid_field])
-    fields = {}
-    for field, values in feat.interaction.items():
-        if field == train.uid_field:
-            fields[field] = torch.cat([values[first], values])
-        elif field + suffix in feat.interaction:
-            fields[field] = torch.cat([feat[field + suffix][first, 0], values])
-    view = copy.copy(train)
-    view.inter_feat = Interaction(fields)
-    return view
-
-
-def train_part(config: KDConfig, split: Split) -> Dataset:
-    """The train split in the form the model reads: prefix rows, or one row an interaction."""
-    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-    if isinstance(split.train, SequentialDataset) and not sequential:
-        return without_sequences(split.train)
-    return split.train
-
-
-def make_loaders(config: KDConfig, split: Split) -> tuple[Any, Any, Any]:
-    """RecBole's train, validation and test loaders on a shared split.
-
-    Args:
-        config: The model's configuration (batch sizes, negative sampling, seed).
-        split: The split.
-    """
-    train_only = config.choice("eval_history", ("all", "train")) == "train"
-    parts = [train_part(config, split), *split.parts[1:]]
-    samplers = create_samplers(config, split.dataset, parts)
-    loaders = []
-    for phase, part, sampler in zip(("train", "valid", "test"), parts, samplers, strict=True):
-        cls = get_dataloader(config, phase)
-        if phase == "train":
-            # A loader marks fields of the set it is given; each model gets its own view of it.
-            loaders.append(cls(config, copy.copy(part), sampler, shuffle=config["shuffle"]))
-            continue
-        if cls is FullSortEvalDataLoader:
-            cls = UserBatchEvalLoader
-            if phase == "test" and train_only and not config["repeatable"]:
-                sampler = copy.copy(sampler)
-                sampler.used_ids = item_sets(split.history)
-        loaders.append(cls(config, copy.copy(part), sampler, shuffle=False))
-    return tuple(loaders)

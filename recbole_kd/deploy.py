@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from recbole_kd.data import Split, Tokens, _dataset_class
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.registry import backbone_class, recbole_class
-from recbole_kd.scoring import Scorer, scorer_for
+from recbole_kd.scoring import Scorer, SequenceScorer, scorer_for, sequence_names
+from recbole_kd.times import check_unit
 
 EVALUATES = ("KD_DAGFM",)
 """RecBole's models whose constructor calls ``eval`` on an option."""
@@ -111,8 +113,12 @@ def describe(config: KDConfig, split: Split, **more: Any) -> dict[str, Any]:
         "model": config.import_path,
         "config": config.resolved(),
         "tokens": {"users": split.tokens.users, "items": split.tokens.items},
-        "history": {"offsets": split.history.offsets, "items": split.history.items},
-        "split": split.fingerprints,
+        "history": {
+            "offsets": split.history.offsets,
+            "items": split.history.items,
+            "times": split.history.times if config.reads_time else None,
+        },
+        "split": split.prints(config.reads_time),
         "versions": {"recbole_kd": recbole_kd.__version__, "torch": str(torch.__version__)},
         **more,
     }
@@ -138,9 +144,12 @@ class LoadedModel:
     config: PlainConfig
     split: dict[str, str]
 
-    @torch.no_grad()
     def recommend(
-        self, users: Sequence[str], k: int = 10, filter_history: bool = True
+        self,
+        users: Sequence[str],
+        k: int = 10,
+        filter_history: bool = True,
+        at: float | Sequence[float] | None = None,
     ) -> list[list[str]]:
         """The best items of some users.
 
@@ -148,6 +157,7 @@ class LoadedModel:
             users: User tokens; a single text is one user.
             k: Items a user.
             filter_history: Whether train items are left out.
+            at: Time of the requests in seconds, one for all or one each, for models that read it.
 
         Returns:
             Item tokens, best first, one list a user.
@@ -156,30 +166,120 @@ class LoadedModel:
             KDError: A user is unknown; the message names the first few.
         """
         users = [users] if isinstance(users, str) else users
-        known = {token: i for i, token in enumerate(self.tokens.users) if i}
-        unknown = [u for u in users if u not in known]
-        if unknown:
-            raise KDError(f"{len(unknown)} unknown users: {', '.join(map(str, unknown[:5]))}")
+        ids = _ids(self.tokens.users, users, "users")
+        return self._best(self.history, ids, k, filter_history, at)
+
+    def recommend_from_history(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        filter_history: bool = True,
+        times: Sequence[Sequence[float]] | None = None,
+        at: float | Sequence[float] | None = None,
+    ) -> list[list[str]]:
+        """The best next items after some item sequences, of users known or new.
+
+        A history longer than the model's is cut to its latest items, as in training; all of its
+        items are left out of the answer.
+
+        Args:
+            histories: Item tokens of each user, oldest first.
+            k: Items a user.
+            filter_history: Whether items of the history are left out.
+            times: Their times in seconds, in the same shape, for models that read them.
+            at: Time of the requests in seconds, one for all or one each, for models that read it.
+
+        Returns:
+            Item tokens, best first, one list a user.
+
+        Raises:
+            KDError: The model encodes no sequences; a history is empty or names an unknown item;
+                times are missing, unsorted or no seconds.
+        """
+        if not isinstance(self.scorer, SequenceScorer):
+            raise KDError(
+                f"{self.config['model']} encodes no item sequences; "
+                f"allowed are {', '.join(sequence_names())}"
+            )
+        histories = [histories] if isinstance(histories, str) else histories
+        counts = torch.tensor([len(h) for h in histories])
+        if not len(counts) or int(counts.min()) == 0:
+            raise KDError("histories: found an empty one; allowed are one or more items in each")
+        items = _ids(self.tokens.items, [i for h in histories for i in h], "items")
+        moments = None if times is None else _times_of(histories, times)
+        users = torch.arange(len(counts))
+        history = UserHistory.from_pairs(
+            users.repeat_interleave(counts), items, len(users), len(self.tokens.items), moments
+        )
+        return self._best(history, users, k, filter_history, at)
+
+    @torch.no_grad()
+    def _best(
+        self, history: UserHistory, users: Tensor, k: int, filter_history: bool, at: Any
+    ) -> list[list[str]]:
         if not 0 < k < len(self.tokens.items):
             raise KDError(f"k={k}: allowed are 1 to {len(self.tokens.items) - 1} items")
+        moments = None if at is None else _moments(at, len(users))
         lists: list[list[str]] = []
-        ids = torch.tensor([known[u] for u in users], dtype=torch.int64)
         with self.scorer.step():
-            for chunk in ids.split(1024):
-                scores = self.scorer.score_all(self.scorer.encode(chunk.to(self.scorer.device)))
+            for rows in torch.arange(len(users)).split(1024):
+                state = self._encode(
+                    history, users[rows], None if moments is None else moments[rows]
+                )
+                scores = self.scorer.score_all(state)
                 scores[:, 0] = -torch.inf
                 if filter_history:
-                    self.history.mask_(scores, chunk)
-                best = scores.topk(k, dim=1)
-                for row, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-                    lists.append(
-                        [
-                            self.tokens.items[i]
-                            for i, v in zip(row, values, strict=True)
-                            if v > -1e30
-                        ]
-                    )
+                    history.mask_(scores, users[rows])
+                lists += self._tokens(scores.topk(k, dim=1))
         return lists
+
+    def _encode(self, history: UserHistory, users: Tensor, at: Tensor | None) -> Tensor:
+        if isinstance(self.scorer, SequenceScorer):
+            return self.scorer.encode_history(history, users, at)
+        if at is not None:
+            raise KDError(f"at: {self.config['model']} reads no times; leave it out")
+        return self.scorer.encode(users.to(self.scorer.device))
+
+    def _tokens(self, best: Any) -> list[list[str]]:
+        """Item tokens of a ranking, without the items that were hidden."""
+        return [
+            [self.tokens.items[i] for i, v in zip(row, values, strict=True) if v > -1e30]
+            for row, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+
+def _ids(tokens: list[str], asked: Sequence[str], kind: str) -> Tensor:
+    """Internal ids of tokens, ``[n]``.
+
+    Raises:
+        KDError: Some are unknown; the message names the first few.
+    """
+    known = {token: i for i, token in enumerate(tokens) if i}
+    unknown = [token for token in asked if token not in known]
+    if unknown:
+        raise KDError(f"{len(unknown)} unknown {kind}: {', '.join(map(str, unknown[:5]))}")
+    return torch.tensor([known[token] for token in asked], dtype=torch.int64)
+
+
+def _times_of(histories: Sequence[Sequence[str]], times: Sequence[Sequence[float]]) -> Tensor:
+    """Times of all histories, one after the other, ``[n]``, float64."""
+    if [len(h) for h in histories] != [len(t) for t in times]:
+        raise KDError("times: found other lengths than the histories; allowed is a time an item")
+    for place, row in enumerate(times):
+        if any(a > b for a, b in pairwise(row)):
+            raise KDError(f"times: those of history {place} are unsorted; allowed is oldest first")
+    found = torch.tensor([t for row in times for t in row], dtype=torch.float64)
+    check_unit(found, "times")
+    return found
+
+
+def _moments(at: float | Sequence[float], count: int) -> Tensor:
+    """Times of requests, ``[count]``, float64."""
+    found = torch.as_tensor(at, dtype=torch.float64)
+    if found.dim() and len(found) != count:
+        raise KDError(f"at: found {len(found)} times for {count} requests; allowed is one for each")
+    check_unit(found, "at")
+    return found.expand(count)
 
 
 def load_model(

@@ -30,11 +30,14 @@ class UserHistory:
         offsets: ``[n_users + 1]``, int64; user ``u`` owns ``items[offsets[u]:offsets[u + 1]]``.
         items: Item ids, ``[n_interactions]``, int32, oldest first.
         n_items: Number of items, padding included.
+        times: Time of each interaction in seconds, ``[n_interactions]``, float64; ``None`` where
+            no times are known.
     """
 
     offsets: Tensor
     items: Tensor
     n_items: int
+    times: Tensor | None = None
 
     @classmethod
     def from_pairs(
@@ -47,25 +50,27 @@ class UserHistory:
             items: Item ids, ``[N]``.
             n_users: Number of users, padding included.
             n_items: Number of items, padding included.
-            time: Times, ``[N]``; the sort is stable.
+            time: Times, ``[N]``; the sort is stable, and they are kept.
         """
         order = torch.arange(len(users)) if time is None else time.argsort(stable=True)
         order = order[users[order].argsort(stable=True)]
         offsets = torch.zeros(n_users + 1, dtype=torch.int64)
         torch.cumsum(torch.bincount(users, minlength=n_users), 0, out=offsets[1:])
-        return cls(offsets, items[order].to(torch.int32), n_items)
+        times = None if time is None else time[order].double()
+        return cls(offsets, items[order].to(torch.int32), n_items, times)
 
     @classmethod
     def from_dataset(cls, train: Any) -> UserHistory:
         """Read a RecBole data set that holds the train split only.
 
-        A RecBole ``SequentialDataset`` is a row per prefix, oldest first: what a user's first row
-        lists, and the targets of all rows, are the history.
+        A data set that keeps its train interactions as ``known`` is asked for them. RecBole's
+        ``SequentialDataset`` is a row per prefix, oldest first: what a user's first row lists, and
+        the targets of all rows, are the history.
 
         Args:
             train: The first of the parts that ``dataset.build()`` returns.
         """
-        feat = train.inter_feat
+        feat = train.inter_feat if getattr(train, "known", None) is None else train.known
         users, items = feat[train.uid_field], feat[train.iid_field]
         time = feat[train.time_field] if train.time_field in feat.interaction else None
         lengths = getattr(train, "item_list_length_field", None)
@@ -107,15 +112,25 @@ class UserHistory:
         Returns:
             Item ids ``[B, length]`` and lengths ``[B]`` (at least 1), int64.
         """
+        where, inside, kept = self._latest(users, length)
+        items = self.items[where].long().masked_fill(~inside, 0)
+        return items, kept.clamp_min(1)
+
+    def padded_times(self, users: Tensor, length: int) -> Tensor | None:
+        """Times of what :meth:`padded` gives, ``[B, length]``, float64, 0 on padding."""
+        if self.times is None:
+            return None
+        where, inside, _ = self._latest(users, length)
+        return self.times[where].masked_fill(~inside, 0)
+
+    def _latest(self, users: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
         users = users.to(self.offsets.device)
         end = self.offsets[users + 1]
         kept = self.counts[users].clamp_max(length)
         columns = torch.arange(length, device=users.device)
-        inside = columns < kept.unsqueeze(1)
         where = (end - kept).unsqueeze(1) + columns
         where = where.clamp_max(max(len(self.items) - 1, 0))
-        items = self.items[where].long().masked_fill(~inside, 0)
-        return items, kept.clamp_min(1)
+        return where, columns < kept.unsqueeze(1), kept
 
     def mask_(self, scores: Tensor, users: Tensor) -> Tensor:
         """Set the scores of train items to ``-inf``, in place.
@@ -139,4 +154,5 @@ class UserHistory:
 
     def to(self, device: Any) -> UserHistory:
         """A copy on ``device``; masks and sequences are cheapest on the CPU."""
-        return UserHistory(self.offsets.to(device), self.items.to(device), self.n_items)
+        times = None if self.times is None else self.times.to(device)
+        return UserHistory(self.offsets.to(device), self.items.to(device), self.n_items, times)

@@ -34,11 +34,15 @@ UNLISTED_RECBOLE_KEYS = {"encoding", "tail_ratio"}
 """Keys that RecBole's data sets and metrics read and that none of its lists and files names."""
 
 SEQUENTIAL_KEYS = {
+    "eval_targets",
+    "filter_history",
     "ITEM_LIST_LENGTH_FIELD",
     "LIST_SUFFIX",
     "MAX_ITEM_LIST_LENGTH",
     "POSITION_FIELD",
 }
+"""Keys of sequential models that teacher and student share."""
+
 SECTION_KEYS = {
     "seed",
     "epochs",
@@ -71,7 +75,7 @@ def model_keys(name: str | None, option: str) -> set[str]:
     for role in ROLE_SECTIONS:
         keys |= set(flatten(ours, role))
     if cls.type == ModelType.SEQUENTIAL:
-        keys |= SEQUENTIAL_KEYS
+        keys |= SEQUENTIAL_KEYS | set(shipped("family", "sequential.yaml") or {})
     return keys
 
 

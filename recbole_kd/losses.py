@@ -6,8 +6,13 @@ Axis order is ``[B, K]``, rows first. Nothing here exponentiates a raw score, so
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from recbole_kd.gather import gather_dot
 
 
 def soft_targets(logits: Tensor, tau: float, drop: Tensor | None = None) -> Tensor:
@@ -65,3 +70,125 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
         Scalar; 0 with a gradient of 0 where there is no row.
     """
     return (losses * weights).sum() / weights.sum().clamp_min(1)
+
+
+def sampled_softmax(
+    states: Tensor,
+    items: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    temperature: float = 1.0,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of each state's next item against sampled items, averaged.
+
+    Zhai et al., "Actions Speak Louder than Words" (ICML 2024, arXiv 2402.17152); there is no
+    correction for the sampling. Scores are inner products: the caller normalises.
+
+    Args:
+        states: One row a prediction, ``[N, d]``, float.
+        items: Item vectors, ``[I, d]``, float.
+        positives: Item to predict, ``[N]``, int64.
+        negatives: Sampled items, ``[N, R]``, int64. One that is the row's positive is left out.
+        temperature: Divides the scores, above 0.
+        weights: How much each row counts, ``[N]``, without gradient; ``None``: all the same.
+
+    Returns:
+        Scalar, the weighted mean of the rows' losses.
+    """
+    positive = positives.unsqueeze(1)
+    ids = torch.cat([positive, negatives], dim=1)
+    scores = gather_dot(states, items, ids) / temperature
+    same = ids == positive
+    same[:, 0] = False
+    scores = scores.masked_fill(same, -torch.inf)
+    losses = scores.logsumexp(dim=1) - scores[:, 0]
+    return (losses * _shares(losses, weights)).sum()
+
+
+def full_softmax(
+    states: Tensor,
+    items: Tensor,
+    positives: Tensor,
+    temperature: float = 1.0,
+    budget_bytes: int = 2**26,
+    weights: Tensor | None = None,
+    skipped: int = 1,
+) -> Tensor:
+    """Cross-entropy of each state's next item against all items but padding, averaged.
+
+    Rows are worked off in chunks, forward and backward, so that the scores of all rows are never in
+    memory at once.
+
+    Args:
+        states: One row a prediction, ``[N, d]``, float.
+        items: Item vectors, ``[I, d]``, float.
+        positives: Item to predict, ``[N]``, int64, above 0.
+        temperature: Divides the scores, above 0.
+        budget_bytes: Memory of the scores of one chunk, which holds at least one row.
+        weights: How much each row counts, ``[N]``, without gradient; ``None``: all the same.
+        skipped: Rows of ``items`` that take no part: 1 for padding, 0 for RecBole's cross-entropy,
+            in which padding is an item.
+
+    Returns:
+        Scalar, the weighted mean of the rows' losses.
+    """
+    shares = _shares(states[:, 0].detach(), weights)
+    rows = max(1, int(budget_bytes) // (len(items) * items.element_size()))
+    return _FullSoftmax.apply(states, items, positives, shares, temperature, rows, skipped)
+
+
+def _shares(like: Tensor, weights: Tensor | None) -> Tensor:
+    """Each row's share of a weighted mean, ``[N]``; 0 where all weights are 0."""
+    weights = torch.ones_like(like) if weights is None else weights.to(like.dtype).detach()
+    return weights / weights.sum().clamp_min(torch.finfo(like.dtype).tiny)
+
+
+class _FullSoftmax(torch.autograd.Function):
+    """The sum of ``shares * cross-entropy`` over all items but the first ``skipped``.
+
+    Gradients are made in the forward pass, while a chunk's probabilities are at hand: that is one
+    product with all items less than to make the scores again, and no ``[N, I]`` tensor is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        items: Tensor,
+        positives: Tensor,
+        shares: Tensor,
+        temperature: float,
+        rows: int,
+        skipped: int,
+    ) -> Tensor:
+        learns = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        grad_states, grad_items = torch.empty_like(states), torch.zeros_like(items)
+        total = states.new_zeros(())
+        for start in range(0, len(states), rows):
+            part = slice(start, start + rows)
+            share, target = shares[part].unsqueeze(1), positives[part].unsqueeze(1)
+            scores = (states[part] / temperature) @ items.t()
+            scores[:, :skipped] = -torch.inf
+            scores -= scores.amax(dim=1, keepdim=True)
+            picked = scores.gather(1, target)
+            sums = scores.exp_().sum(dim=1, keepdim=True)
+            total += ((sums.log() - picked) * share).sum()
+            if learns:
+                # d loss / d score is share * (probability - 1[target]) / temperature.
+                factor = share / temperature
+                scores *= factor / sums
+                scores.scatter_add_(1, target, -factor)
+                torch.mm(scores, items, out=grad_states[part])
+                grad_items.addmm_(scores.t(), states[part])
+        ctx.save_for_backward(grad_states, grad_items)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = [
+            tensor * grad if needed else None
+            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
+        ]
+        return (*gradients, None, None, None, None, None)

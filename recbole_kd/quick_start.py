@@ -123,6 +123,9 @@ class Run:
         self.config.choice("empty_users", ("refuse", "keep"))
         training.check_resume(self.config["resume"], saved)
         self.split = load_split(self.config)
+        for config in (self.config, self.teacher_config, self.scratch_config):
+            if config is not None:
+                training.check_data(config, self.split)
         if self.method is not None:
             require_factorised(self.config.model_class, self.config["model"])
             self.method.check(self.config, self.split.history)
@@ -131,7 +134,7 @@ class Run:
             self.config["dataset"],
             len(self.split.tokens.users) - 1,
             len(self.split.tokens.items) - 1,
-            "/".join(f"{len(p)}" for p in self.split.parts),
+            "/".join(map(str, self.split.sizes)),
         )
 
     # -- the two kinds of run ------------------------------------------------------------------
@@ -296,6 +299,15 @@ class Run:
 
 def _ranking(config: KDConfig) -> str:
     """Which items a model's test ranking hides, in words."""
+    if config.sequential:
+        if config.eval_targets == "next":
+            kept = config["filter_history"]
+            hidden = {False: "nothing", True: f"the last {config['MAX_ITEM_LIST_LENGTH']} items"}
+            shown = hidden.get(kept, "the whole history")
+            text = f"repeatable True, filter_history {kept} ({shown} hidden)"
+        else:
+            text = f"one ranking from the train sequence, eval_history {config['eval_history']}"
+        return f"{text}, time_anchor {config['time_anchor']}" if config.reads_time else text
     if config["repeatable"]:
         return "repeatable True (nothing hidden)"
     return f"repeatable False, eval_history {config['eval_history']}"
@@ -332,7 +344,9 @@ def translate_history(
     users, items = history.pairs()
     users, items = user_ids[users], item_ids[items]
     known = (users > 0) & (items > 0)
-    return UserHistory.from_pairs(users[known], items[known], teacher.n_users, teacher.n_items)
+    times = None if history.times is None else history.times[known]
+    sizes = teacher.n_users, teacher.n_items
+    return UserHistory.from_pairs(users[known], items[known], *sizes, times)
 
 
 def start_logging(config: KDConfig) -> logging.Logger:

@@ -65,12 +65,12 @@ def latency(scorer: Scorer, users: Any, k: int = 10) -> float | None:
     scorer.model.eval()
     one = users[:1].to(scorer.device)
     try:
-        scorer.score_all(scorer.encode(one))
+        scorer.score_all(scorer.encode_now(one))
     except KDError:
         return None
     with scorer.step():
         timer = Timer(
-            "s = scorer.score_all(scorer.encode(user)); s.topk(k, dim=1)",
+            "s = scorer.score_all(scorer.encode_now(user)); s.topk(k, dim=1)",
             globals={"scorer": scorer, "user": one, "k": min(k, scorer.n_items)},
             num_threads=torch.get_num_threads(),
         )

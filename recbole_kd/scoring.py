@@ -10,7 +10,6 @@ embeddings there, which would silently cut the gradient.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,78 +19,14 @@ from recbole.data.interaction import Interaction
 from recbole.model.general_recommender.bpr import BPR
 from recbole.model.general_recommender.lightgcn import LightGCN
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from recbole_kd import compat
+from recbole_kd.backbones.hstu import HSTU
 from recbole_kd.errors import KDError
+from recbole_kd.gather import gather_dot
 from recbole_kd.history import UserHistory
 
 _SEQUENTIAL = compat.import_sequential_models()
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-
-
-class _GatherDot(torch.autograd.Function):
-    """``out[b, k] = users[b] . items[ids[b, k]]`` without a ``[B, K, d]`` tensor.
-
-    The forward pass is a sampled dense-dense product, the backward pass two sparse-dense ones; on
-    two CPU cores that is about a tenth of the time of gathering and multiplying.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, users: Tensor, items: Tensor, ids: Tensor) -> Tensor:
-        rows, width = ids.shape
-        offsets = torch.arange(0, rows * width + 1, width, device=ids.device)
-        zeros = torch.zeros(rows * width, dtype=users.dtype, device=ids.device)
-        pattern = torch.sparse_csr_tensor(
-            offsets, ids.reshape(-1), zeros, (rows, items.shape[0]), check_invariants=False
-        )
-        ctx.save_for_backward(users, items, ids)
-        scores = torch.sparse.sampled_addmm(pattern, users, items.t(), beta=0.0)
-        return scores.values().view(rows, width)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        users, items, ids = ctx.saved_tensors
-        rows, width = ids.shape
-        grad = grad.contiguous()
-        grad_users = grad_items = None
-        if ctx.needs_input_grad[0]:
-            grad_users = torch.nn.functional.embedding_bag(
-                ids, items, per_sample_weights=grad, mode="sum"
-            )
-        if ctx.needs_input_grad[1]:
-            columns, order = ids.reshape(-1).sort()
-            counts = torch.bincount(columns, minlength=items.shape[0])
-            offsets = torch.zeros(items.shape[0] + 1, dtype=torch.int64, device=ids.device)
-            torch.cumsum(counts, 0, out=offsets[1:])
-            by_item = torch.sparse_csr_tensor(
-                offsets,
-                torch.div(order, width, rounding_mode="floor"),
-                grad.reshape(-1)[order],
-                (items.shape[0], rows),
-                check_invariants=False,
-            )
-            grad_items = by_item @ users
-        return grad_users, grad_items, None
-
-
-def gather_dot(users: Tensor, items: Tensor, ids: Tensor) -> Tensor:
-    """Inner products of each row's vector with the item vectors it names.
-
-    Args:
-        users: User vectors, ``[B, d]``, float.
-        items: Item vectors, ``[I, d]``, float.
-        ids: Item ids, ``[B, K]``, int64; repeats are allowed.
-
-    Returns:
-        Scores, ``[B, K]``, differentiable in ``users`` and ``items``.
-    """
-    # A sparse pattern holds at most as many entries a row as there are items.
-    fits = 0 < ids.numel() <= ids.shape[0] * items.shape[0]
-    if users.device.type == "cpu" and torch.backends.mkl.is_available() and fits:
-        return _GatherDot.apply(users.contiguous(), items.contiguous(), ids)
-    return torch.einsum("bd,bkd->bk", users, items[ids])
 
 
 class Scorer(ABC):
@@ -133,6 +68,10 @@ class Scorer(ABC):
     @abstractmethod
     def encode(self, users: Tensor) -> Tensor:
         """A state for each user, ``[B, ...]``, from which any items can be scored."""
+
+    def encode_now(self, users: Tensor) -> Tensor:
+        """:meth:`encode`, for models that also read the time of the request: right now."""
+        return self.encode(users)
 
     @abstractmethod
     def score(self, state: Tensor, items: Tensor) -> Tensor:
@@ -224,12 +163,66 @@ class SequenceScorer(FactorScorer):
 
     def user_vectors(self, users: Tensor) -> Tensor:
         """Encodings of the users' train histories, ``[B, d]``."""
-        sequences, lengths = self.history.padded(users, self.model.max_seq_length)
+        return self.encode_history(self.history, users)
+
+    def encode_history(
+        self, history: UserHistory, users: Tensor, at: Tensor | None = None
+    ) -> Tensor:
+        """Encodings of any histories, cut to the latest items the model was trained on.
+
+        Args:
+            history: Item sequences.
+            users: Which of them, ``[B]``.
+            at: Time of each request in seconds, ``[B]``, float64, for models that read it.
+
+        Returns:
+            ``[B, d]``.
+
+        Raises:
+            KDError: ``at`` is given to a model that reads no times.
+        """
+        if at is not None:
+            raise KDError(f"at: {type(self.model).__name__} reads no times; leave it out")
+        sequences, lengths = history.padded(users, self.model.max_seq_length)
         return self.model.forward(sequences.to(self.device), lengths.to(self.device))
 
     def item_vectors(self) -> Tensor:
         """Item vectors, ``[n_items, d]``."""
         return self.model.item_embedding.weight
+
+
+class TimedSequenceScorer(SequenceScorer):
+    """A sequence encoder that may read times, with item vectors of its own: HSTU.
+
+    HSTU's scores are cosines; its loss divides them by a temperature, and scores do not.
+    """
+
+    def encode_history(
+        self, history: UserHistory, users: Tensor, at: Tensor | None = None
+    ) -> Tensor:
+        """Encodings of any histories; see :meth:`SequenceScorer.encode_history`.
+
+        Raises:
+            KDError: The model needs times or the time of the request and has none; ``at`` is given
+                to a model that reads no times.
+        """
+        if not self.model.uses_time:
+            return super().encode_history(history, users, at)
+        items, lengths = history.padded(users, self.model.max_seq_length)
+        times = history.padded_times(users, self.model.max_seq_length)
+        inputs = [None if t is None else t.to(self.device) for t in (items, lengths, times, at)]
+        return self.model.forward(*inputs)
+
+    def encode_now(self, users: Tensor) -> Tensor:
+        """Encodings for a request at the time of each user's last interaction, ``[B, d]``."""
+        if self.history.times is None or not self.model.needs_request_time:
+            return self.encode(users)
+        last = self.history.offsets[users.to(self.history.offsets.device) + 1] - 1
+        return self.encode_history(self.history, users, self.history.times[last])
+
+    def item_vectors(self) -> Tensor:
+        """Item vectors, ``[n_items, d]``, unit length if the model scores by cosine."""
+        return self.model.item_vectors()
 
 
 class DenseScorer(Scorer):
@@ -301,6 +294,7 @@ class DenseScorer(Scorer):
 FACTORISED: dict[type[nn.Module], Callable[[nn.Module, UserHistory], FactorScorer]] = {
     BPR: TableScorer,
     LightGCN: GraphScorer,
+    HSTU: TimedSequenceScorer,
     _SEQUENTIAL.SASRec: SequenceScorer,
     _SEQUENTIAL.GRU4Rec: SequenceScorer,
 }
@@ -351,3 +345,12 @@ def require_factorised(cls: type[Any], name: str) -> None:
 def factorised_names() -> list[str]:
     """Names of the RecBole models that have a factorised scorer."""
     return sorted(cls.__name__ for cls in FACTORISED)
+
+
+def sequence_names() -> list[str]:
+    """Names of the models that encode any item sequence."""
+    return sorted(
+        cls.__name__
+        for cls, adapter in FACTORISED.items()
+        if isinstance(adapter, type) and issubclass(adapter, SequenceScorer)
+    )

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from recbole_kd.candidates import chunk_rows
 from recbole_kd.errors import KDError
+from recbole_kd.gather import gather_dot
 from recbole_kd.history import UserHistory
-from recbole_kd.scoring import FactorScorer, Scorer, gather_dot
+from recbole_kd.scoring import FactorScorer, Scorer
 
 UNKNOWN_SCORE = -1e9
 """Score of an item the teacher does not know: no probability in any softmax, and never NaN."""

@@ -21,9 +21,10 @@ from torch import nn
 
 from recbole_kd import checkpoint, deploy
 from recbole_kd.config import KDConfig, plain
-from recbole_kd.data import Split, make_loaders, train_part
+from recbole_kd.data import Split
 from recbole_kd.errors import KDError
-from recbole_kd.registry import backbone_class
+from recbole_kd.loaders import make_loaders, train_part
+from recbole_kd.registry import SCRATCH, backbone_class
 from recbole_kd.scoring import Scorer, scorer_for
 from recbole_kd.trainer import RunTrainer, make_trainer
 
@@ -80,7 +81,8 @@ def fingerprint(config: KDConfig, split: Split, *more: str) -> str:
     options = {k: v for k, v in config.resolved().items() if k in keys}
     options.update(selection(config))
     names = [config.import_path, config.method]
-    content = json.dumps([names, options, split.fingerprints, more], sort_keys=True)
+    prints = split.prints(config.reads_time)
+    content = json.dumps([names, options, prints, more], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
@@ -106,7 +108,26 @@ def selection(config: KDConfig) -> dict[str, Any]:
         chosen.update(measured(config))  # sampled candidates are others each time
     if metric.startswith("tailpercentage"):
         chosen["tail_ratio"] = plain(config["tail_ratio"])
+    if config.sequential:
+        chosen.update({key: config[key] for key in ("eval_targets", "filter_history")})
     return chosen
+
+
+def check_data(config: KDConfig, split: Split) -> None:
+    """Let a model that is picky about its data say so, before anything is trained.
+
+    Args:
+        config: The model's configuration.
+        split: The split.
+
+    Raises:
+        KDError: See the model's ``check_data``.
+    """
+    check = getattr(config.model_class, "check_data", None)
+    if check is not None:
+        # A distillation query, and a ranking of all held-out items, is at no point in time.
+        timeless = config.sources.method != SCRATCH or config.eval_targets == "all"
+        check(config, split.history, timeless)
 
 
 def build_plain(config: KDConfig, split: Split) -> nn.Module:

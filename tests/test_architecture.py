@@ -26,6 +26,7 @@ METHODS = sorted(
 )
 FORMATS = [f"convert/{name}.py" for name in convert.FORMATS]
 READS_RECBOLE = {
+    "backbones/hstu.py",
     "backbones/lightgcn.py",
     "checkpoint.py",
     "compat.py",
@@ -35,9 +36,11 @@ READS_RECBOLE = {
     "deploy.py",
     "evaluation.py",
     "keys.py",
+    "loaders.py",
     "methods/base.py",
     "registry.py",
     "scoring.py",
+    "sequences.py",
     "trainer.py",
     "training.py",
 }
@@ -84,10 +87,15 @@ def test_the_tree_was_found() -> None:
     assert len(METHODS) >= 2
 
 
-@pytest.mark.parametrize("name", ["losses.py", "candidates.py", "noise.py", "rows.py"])
+@pytest.mark.parametrize("name", ["losses.py", "candidates.py", "noise.py", "rows.py", "blocks.py"])
 def test_pure_modules_import_torch_only(name: str) -> None:
     assert packages(name) <= {"torch", "recbole_kd"}
-    assert ours(name) <= {"noise"}
+    assert ours(name) <= {"noise", "gather"}
+
+
+def test_sparse_products_need_scipy_and_nothing_of_ours() -> None:
+    assert packages("gather.py") == {"torch", "scipy"}
+    assert ours("gather.py") == set()
 
 
 @pytest.mark.parametrize("name", METHODS)

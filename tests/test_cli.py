@@ -130,7 +130,7 @@ def command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> C
         (["--world_size=2"], ["--world_size=2"]),
         (["--epochs=2", "--epochs=3"], ["--epochs is given twice", "'2'", "'3'"]),
         (["--student=BPR", "--student=NeuMF"], ["--student is given twice"]),
-        (["--student=NeuMF"], ["--student=NeuMF", "BPR, GRU4Rec, LightGCN, SASRec"]),
+        (["--student=NeuMF"], ["--student=NeuMF", "BPR, GRU4Rec, HSTU, LightGCN, SASRec"]),
         (["--student=FM"], ["--student=FM", "context model"]),
         (["--teacher=CKE"], ["--teacher=CKE", "knowledge model", "general and sequential"]),
         (["-m"], ["--model needs a value"]),

@@ -35,8 +35,9 @@ import recbole_kd
 from recbole_kd import checkpoint, compat, run_recbole_kd
 from recbole_kd.cli import main
 from recbole_kd.config import KDConfig
-from recbole_kd.data import Split, make_loaders
+from recbole_kd.data import Split
 from recbole_kd.errors import KDError
+from recbole_kd.loaders import make_loaders
 from recbole_kd.trainer import RunTrainer
 from recbole_kd.training import build_plain
 

@@ -18,13 +18,12 @@ from recbole_kd.data import (
     Split,
     Tokens,
     fingerprint,
-    item_sets,
     load_split,
-    make_loaders,
-    without_sequences,
 )
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory, first_rows
+from recbole_kd.loaders import item_sets, make_loaders
+from recbole_kd.sequences import without_sequences
 
 LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO"}
 
@@ -110,6 +109,7 @@ def test_history_of_ready_made_sequences(tmp_path: Path) -> None:
         name="lists",
         student="SASRec",
         benchmark_filename=["train", "valid", "test"],
+        eval_targets="next",
         load_col={"inter": ["user_id", "item_id_list", "item_id"]},
         topk=[2],
         valid_metric="NDCG@2",
@@ -254,7 +254,10 @@ def test_parts_have_fingerprints_of_their_own(root: Path, rows: list[Row]) -> No
 
 
 def test_the_order_of_train_interactions_counts_for_sequences_only(tmp_path: Path) -> None:
-    """Corrected times must not find a sequence teacher trained on the wrong ones."""
+    """Corrected times must not find a sequence teacher trained on the wrong ones.
+
+    The times themselves count for models that read them.
+    """
     times = {"forth": [0, 1, 2, 3, 4], "back": [2, 1, 0, 3, 4], "late": [10, 11, 12, 13, 14]}
     found = {}
     for name, of_item in times.items():
@@ -263,10 +266,13 @@ def test_the_order_of_train_interactions_counts_for_sequences_only(tmp_path: Pat
         for student in ("BPR", "SASRec"):
             given = {"eval_args": LEAVE_ONE_OUT, "topk": 3, "valid_metric": "NDCG@3"}
             config = config_for(tmp_path, name=name, student=student, **given)
-            found[student, name] = load_split(config).fingerprints
+            split = load_split(config)
+            found[student, name] = split.fingerprints
+            found[student, name, "times"] = split.prints(times=True)
     assert found["BPR", "forth"] == found["BPR", "back"] == found["BPR", "late"]
     assert found["SASRec", "forth"] != found["SASRec", "back"]
     assert found["SASRec", "forth"] == found["SASRec", "late"]
+    assert found["SASRec", "forth", "times"] != found["SASRec", "late", "times"]
 
 
 # -- seeds and RecBole's own split -------------------------------------------------------------
@@ -396,7 +402,8 @@ def test_unreadable_files(tmp_path: Path, content: bytes, named: str) -> None:
 def test_sequences_of_a_ready_made_split_must_be_in_it(tmp_path: Path, rows: list[Row]) -> None:
     write_parts(tmp_path, [rows, rows[:5], rows[5:10]])
     parts = {"name": "parts", "benchmark_filename": ["train", "valid", "test"]}
-    assert "item_id_list" in refusal(tmp_path, student="SASRec", **parts)
+    said = refusal(tmp_path, student="SASRec", eval_targets="next", **parts)
+    assert "item_id_list" in said
 
 
 @pytest.mark.parametrize("load_col", [None, {"inter": "*"}])

@@ -17,8 +17,9 @@ from tiny import config_for, part_pairs
 
 from recbole_kd import compat, run_recbole_kd
 from recbole_kd.config import KDConfig
-from recbole_kd.data import Split, load_split, make_loaders
+from recbole_kd.data import Split, load_split
 from recbole_kd.evaluation import TopKCollector
+from recbole_kd.loaders import make_loaders
 from recbole_kd.options import Sources
 from recbole_kd.trainer import RunTrainer
 from recbole_kd.training import build_plain

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from recbole.model.general_recommender import BPR, MultiVAE, NeuMF
-from recbole.model.sequential_recommender import SASRec
+from recbole.model.sequential_recommender import GRU4Rec
 
 from recbole_kd import registry
+from recbole_kd.backbones.hstu import HSTU
 from recbole_kd.backbones.lightgcn import LightGCN
+from recbole_kd.backbones.sasrec import SASRec
 from recbole_kd.errors import KDError
 from recbole_kd.methods.ce import CE
 from recbole_kd.methods.rcekd import RCEKD
@@ -64,7 +66,7 @@ def refusal(call: Any, *arguments: Any) -> str:
 
 @pytest.mark.parametrize(
     ("name", "cls"),
-    [("BPR", BPR), ("NeuMF", NeuMF), ("MultiVAE", MultiVAE), ("SASRec", SASRec)],
+    [("BPR", BPR), ("NeuMF", NeuMF), ("MultiVAE", MultiVAE), ("GRU4Rec", GRU4Rec)],
 )
 def test_models_of_recbole(name: str, cls: type) -> None:
     assert backbone_class(name) is cls
@@ -72,8 +74,9 @@ def test_models_of_recbole(name: str, cls: type) -> None:
 
 
 def test_models_of_ours_go_first() -> None:
-    assert backbone_class("LightGCN") is LightGCN
-    assert backbone_names().count("LightGCN") == 1
+    for name, cls in (("LightGCN", LightGCN), ("SASRec", SASRec), ("HSTU", HSTU)):
+        assert backbone_class(name) is cls
+        assert backbone_names().count(name) == 1
 
 
 def test_methods() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recbole_kd import scoring
 from recbole_kd.backbones.lightgcn import LightGCN
+from recbole_kd.gather import gather_dot
 from recbole_kd.history import UserHistory
 from recbole_kd.scoring import (
     DenseScorer,
@@ -23,7 +24,6 @@ from recbole_kd.scoring import (
     GraphScorer,
     SequenceScorer,
     TableScorer,
-    gather_dot,
     scorer_for,
 )
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from recbole_kd import run_recbole_kd
 from recbole_kd.config import KDConfig
-from recbole_kd.data import make_loaders
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
+from recbole_kd.loaders import make_loaders
 from recbole_kd.losses import soft_targets
 from recbole_kd.options import Sources
 from recbole_kd.quick_start import translate_history

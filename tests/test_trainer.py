@@ -15,8 +15,9 @@ from torch import nn
 
 from recbole_kd import checkpoint, optim, run_recbole_kd, training
 from recbole_kd.config import KDConfig
-from recbole_kd.data import load_split, make_loaders
+from recbole_kd.data import load_split
 from recbole_kd.errors import KDError
+from recbole_kd.loaders import make_loaders
 from recbole_kd.options import Sources
 from recbole_kd.trainer import make_trainer, random_state, restore_random_state
 

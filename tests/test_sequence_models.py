@@ -1,0 +1,426 @@
+"""Sequence models in runs: trained on whole rows, asked about histories, saved, distilled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recbole.utils import get_model
+from tiny import config_for, ml100k_rows, write_dataset, write_parts
+from torch.nn.functional import cross_entropy
+
+from recbole_kd import load_model, run_recbole_kd
+from recbole_kd.data import Split, load_split
+from recbole_kd.errors import KDError
+from recbole_kd.history import UserHistory
+from recbole_kd.loaders import make_loaders
+from recbole_kd.scoring import scorer_for
+from recbole_kd.times import check_history
+from recbole_kd.training import build_plain, check_data, fingerprint
+
+SMALL: dict[str, dict[str, Any]] = {
+    "HSTU": {"hidden_size": 8, "attention_dim": 4, "linear_dim": 4, "n_layers": 1},
+    "SASRec": {
+        "hidden_size": 8,
+        "inner_size": 8,
+        "n_layers": 1,
+        "n_heads": 1,
+        "sequence_training": "causal",
+    },
+}
+TIMELESS = {"relative_bias": "position"}
+
+
+def options(root: Path, student: str = "HSTU", **more: Any) -> dict[str, Any]:
+    return {
+        "data_path": str(root),
+        "checkpoint_dir": str(root / "saved"),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "MAX_ITEM_LIST_LENGTH": 10,
+        "epochs": 2,
+        "train_batch_size": 32,
+        "state": "WARNING",
+        "show_progress": False,
+        "save_last_seconds": 0,
+        "student": SMALL[student],
+        **more,
+    }
+
+
+def run(root: Path, student: str = "HSTU", dataset: str = "tiny", **more: Any) -> dict[str, Any]:
+    config = options(root, student, **more)
+    return run_recbole_kd("Scratch", dataset, student=student, config_dict=config)
+
+
+# -- whole rows --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_root(tmp_path: Path) -> Path:
+    """Histories of at most 20 items, so that one row holds all of each."""
+    rows = ml100k_rows()
+    seen: dict[str, int] = {}
+    kept = []
+    for user, item, time in sorted(rows, key=lambda row: row[2]):
+        seen[user] = seen.get(user, 0) + 1
+        if seen[user] <= 20:
+            kept.append((user, item, time))
+    return write_dataset(tmp_path, kept)
+
+
+def sasrec(root: Path, **more: Any) -> tuple[Split, Any, Any]:
+    config = config_for(
+        root,
+        **{**SMALL["SASRec"], "student": "SASRec", "hidden_dropout_prob": 0.0, **more},
+        attn_dropout_prob=0.0,
+        train_batch_size=4096,
+        MAX_ITEM_LIST_LENGTH=30,
+    )
+    split = load_split(config)
+    return split, build_plain(config, split), make_loaders(config, split)[0]
+
+
+def test_causal_sasrec_is_sasrec_on_all_prefixes(short_root: Path) -> None:
+    """Whole rows that hold everything, and RecBole's prefix rows: one loss, one gradient."""
+    found = {}
+    for training in ("prefix", "causal"):
+        _, model, loader = sasrec(short_root, sequence_training=training)
+        batches = list(loader)
+        rows = sum(len(b) for b in batches)
+        if training == "prefix":
+            losses = [model.calculate_loss(b) * len(b) / rows for b in batches]
+        else:
+            tokens = [int(b["item_length"].sum()) for b in batches]
+            parts = zip(batches, tokens, strict=True)
+            losses = [model.calculate_loss(b) * n / sum(tokens) for b, n in parts]
+        loss = torch.stack(losses).sum()
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+        found[training] = loss.item(), gradients
+    assert found["causal"][0] == pytest.approx(found["prefix"][0], abs=1e-5)
+    for name, gradient in found["prefix"][1].items():
+        assert torch.allclose(found["causal"][1][name], gradient, atol=1e-6), name
+
+
+def test_causal_states_are_recboles(root: Path) -> None:
+    split, model, loader = sasrec(root)
+    plain = get_model("SASRec")(
+        config_for(root, student="SASRec", **SMALL["SASRec"], MAX_ITEM_LIST_LENGTH=30), split.train
+    )
+    plain.load_state_dict(model.state_dict())
+    batch = next(iter(loader))
+    items, lengths = batch["item_id_list"][:20], batch["item_length"][:20]
+    model.eval()
+    plain.eval()
+    columns = torch.arange(1, items.shape[1] + 1).expand_as(items)
+    states = model.forward(items, columns)
+    for place in (1, 3, 8):
+        kept = lengths >= place
+        alone = items.masked_fill(torch.arange(items.shape[1]) >= place, 0)
+        wanted = plain.forward(alone, torch.full_like(lengths, place))
+        assert torch.allclose(states[kept, place - 1], wanted[kept], atol=1e-6)
+    logits = states @ model.item_embedding.weight.t()
+    inside = columns <= lengths.unsqueeze(1)
+    targets = items.roll(-1, 1)
+    targets[torch.arange(20), lengths - 1] = batch["item_id"][:20]
+    wanted = cross_entropy(logits[inside], targets[inside])
+    part = batch[:20]
+    assert model.calculate_loss(part).item() == pytest.approx(wanted.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"student": "GRU4Rec", "sequence_training": "causal"}, ["GRU4Rec", "prefix"]),
+        ({"student": "HSTU", "sequence_training": "prefix"}, ["HSTU", "causal"]),
+        ({"student": "SASRec", "sequence_training": "causal", "loss_type": "BPR"}, ["BPR", "CE"]),
+    ],
+)
+def test_rows_a_model_cannot_learn_from(
+    root: Path, changes: dict[str, Any], named: list[str]
+) -> None:
+    def build() -> None:
+        config = config_for(root, **changes)
+        build_plain(config, load_split(config))
+
+    with pytest.raises(KDError) as caught:
+        build()
+    assert all(part in str(caught.value) for part in named), caught.value
+
+
+# -- runs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("student", sorted(SMALL))
+def test_training_lowers_the_loss_and_resumes_exactly(tmp_path: Path, student: str) -> None:
+    results = {}
+    for name, steps in (("whole", [4]), ("halves", [2, 4])):
+        root = write_dataset(tmp_path / name, ml100k_rows())
+        for epochs in steps:
+            config = options(root, student, epochs=epochs, learning_rate=0.01)
+            config["resume"] = str(results["last"]) if epochs != steps[0] else None
+            found = run_recbole_kd("Scratch", "tiny", student=student, config_dict=config)
+            folder = Path(found["checkpoints"]["student"]).parent
+            results["last"] = folder / "last.pt"
+        results[name] = folder
+    weights = [load_model(results[n]).model.state_dict() for n in ("whole", "halves")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    log = [
+        json.loads(line)
+        for line in (results["whole"] / "metrics.jsonl").read_text().split("\n")
+        if line
+    ]
+    losses = [line["base_loss"] for line in log]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == 4
+
+
+def test_both_ways_of_ranking_say_what_they_hide(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for more, said in (
+        ({"filter_history": False}, "filter_history False (nothing hidden), time_anchor next"),
+        ({"filter_history": True}, "filter_history True (the last 10 items hidden)"),
+        ({"filter_history": "all"}, "filter_history all (the whole history hidden)"),
+        (
+            {"eval_targets": "all", "time_anchor": "current", "eval_history": "train"},
+            "one ranking from the train sequence, eval_history train, time_anchor current",
+        ),
+    ):
+        caplog.clear()
+        run(root, epochs=1, state="INFO", **more)
+        assert said in caplog.text
+
+
+def test_a_ready_made_split_without_times(tmp_path: Path) -> None:
+    rows = sorted(ml100k_rows(), key=lambda row: row[2])
+    parts = [rows[: len(rows) // 2], rows[-200:-100], rows[-100:]]
+    write_parts(tmp_path, parts)
+    config = {
+        "benchmark_filename": ["train", "valid", "test"],
+        "load_col": {"inter": ["user_id", "item_id"]},
+        "empty_users": "keep",
+    }
+    result = run(tmp_path, dataset="parts", **TIMELESS, **config)
+    assert np.isfinite(result["test_result"]["ndcg@10"])
+    with pytest.raises(KDError, match=r"found no times.*relative_bias=position or none"):
+        run(tmp_path, dataset="parts", time_anchor="current", **config)
+
+
+@pytest.mark.parametrize("bias", ["position", "time_and_position"])
+def test_distilled_in_both_roles(root: Path, bias: str) -> None:
+    result = run_recbole_kd(
+        "RCEKD",
+        "tiny",
+        student="HSTU",
+        teacher="HSTU",
+        config_dict=options(
+            root,
+            epochs=1,
+            relative_bias=bias,
+            time_anchor="current",
+            eval_targets="all",
+            rcekd_K=5,
+            rcekd_L=5,
+            rcekd_M=10,
+            teacher={**SMALL["HSTU"], "n_layers": 2},
+        ),
+    )
+    assert all(np.isfinite(v) for v in result["test_result"].values())
+    loaded = load_model(result["checkpoints"]["student"])
+    assert len(loaded.recommend(loaded.tokens.users[1:4], k=5)) == 3
+
+
+def test_a_query_without_a_time_is_refused_early(root: Path) -> None:
+    """The reference anchor reads the time of the item to predict; distillation knows none."""
+    for method, more in (("RCEKD", {"teacher": SMALL["HSTU"]}), ("Scratch", {})):
+        with pytest.raises(KDError, match="time_anchor=next reads the time of the request"):
+            run_recbole_kd(
+                method,
+                "tiny",
+                student="HSTU",
+                teacher="HSTU" if more else None,
+                config_dict=options(root, eval_targets="all", **more),
+            )
+
+
+def test_times_count_where_they_are_read(tmp_path: Path) -> None:
+    """A teacher trained on other times, in the same order, is not found again."""
+    rows = ml100k_rows()
+    found = {}
+    for name, factor in (("one", 1.0), ("two", 2.0)):
+        root = write_dataset(tmp_path, [(u, i, t * factor - 1e8) for u, i, t in rows], name)
+        for bias in ("time", "position"):
+            config = config_for(root, name=name, student="HSTU", relative_bias=bias)
+            config["dataset"] = "same"
+            found[name, bias] = fingerprint(config, load_split_of(config, name))
+    assert found["one", "time"] != found["two", "time"]
+    assert found["one", "position"] == found["two", "position"]
+
+
+def load_split_of(config: Any, name: str) -> Split:
+    config["dataset"] = name
+    split = load_split(config)
+    config["dataset"] = "same"
+    return split
+
+
+# -- histories from outside --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def timed(root: Path) -> Any:
+    """A model that reads times, the time of the request included."""
+    result = run(root, epochs=3, learning_rate=0.01)
+    return load_model(result["checkpoints"]["student"])
+
+
+@pytest.fixture(scope="module")
+def untimed(root: Path) -> Any:
+    result = run(root, epochs=3, learning_rate=0.01, **TIMELESS)
+    return load_model(result["checkpoints"]["student"])
+
+
+def history_of(loaded: Any, user: int) -> tuple[list[str], list[float]]:
+    start, end = loaded.history.offsets[user : user + 2].tolist()
+    items = [loaded.tokens.items[i] for i in loaded.history.items[start:end].tolist()]
+    return items, loaded.history.times[
+        start:end
+    ].tolist() if loaded.history.times is not None else []
+
+
+def test_a_known_history_gives_what_its_user_gets(timed: Any, untimed: Any) -> None:
+    users = [1, 5, 9]
+    tokens = [timed.tokens.users[u] for u in users]
+    items, times = zip(*(history_of(timed, u) for u in users), strict=True)
+    at = [t[-1] + 60 for t in times]
+    wanted = timed.recommend(tokens, at=at)
+    assert timed.recommend_from_history(items, times=times, at=at) == wanted
+    assert timed.recommend_from_history(items, times=times, at=at[0]) != wanted
+    items = [history_of(untimed, u)[0] for u in users]
+    assert untimed.recommend_from_history(items) == untimed.recommend(tokens)
+    assert [len(row) for row in wanted] == [10, 10, 10]
+    for row, known in zip(wanted, items, strict=True):
+        assert not set(row) & set(known)
+
+
+def test_a_history_longer_than_the_model(untimed: Any) -> None:
+    items = untimed.tokens.items[1:40]
+    short = untimed.recommend_from_history([items[-10:]], k=20, filter_history=False)
+    assert untimed.recommend_from_history([items], k=20, filter_history=False) == short
+
+
+def test_the_time_of_the_request_counts(timed: Any) -> None:
+    items, times = history_of(timed, 3)
+    scores = []
+    for moment in (times[-1], times[-1] + 1e7):
+        ids = torch.tensor([timed.tokens.items.index(i) for i in items])
+        history = UserHistory.from_pairs(
+            torch.zeros(len(ids), dtype=torch.int64),
+            ids,
+            1,
+            timed.history.n_items,
+            torch.tensor(times, dtype=torch.float64),
+        )
+        at = torch.tensor([moment], dtype=torch.float64)
+        state = timed.scorer.encode_history(history, torch.tensor([0]), at)
+        scores.append(timed.scorer.score_all(state))
+    assert not torch.allclose(*scores)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "named"),
+    [
+        ("untimed", {"histories": [["nothing", "1"]]}, "1 unknown items: nothing"),
+        ("untimed", {"histories": [["1"], []]}, "empty"),
+        ("untimed", {"histories": []}, "empty"),
+        ("untimed", {"histories": [["1"]], "k": 0}, "k=0"),
+        ("untimed", {"histories": [["1"]], "at": 1e9}, "HSTU reads no times"),
+        ("timed", {"histories": [["1"]]}, "reads times and found none"),
+        ("timed", {"histories": [["1"]], "times": [[1e9]]}, "reads the time of the request"),
+        ("timed", {"histories": [["1", "50"]], "times": [[1e9]], "at": 1e9}, "other lengths"),
+        ("timed", {"histories": [["1", "50"]], "times": [[2e9, 1e9]], "at": 2e9}, "unsorted"),
+        ("timed", {"histories": [["1"]], "times": [[1e12]], "at": 1e9}, "milliseconds"),
+        ("timed", {"histories": [["1"]], "times": [[1e9]], "at": 1e12}, "milliseconds"),
+        ("timed", {"histories": [["1"]], "times": [[float("nan")]], "at": 1e9}, "nan"),
+        ("timed", {"histories": [["1"]], "times": [[1e9]], "at": [1e9, 1e9]}, "2 times for 1"),
+    ],
+)
+def test_bad_requests(
+    request: pytest.FixtureRequest, model: str, arguments: dict[str, Any], named: str
+) -> None:
+    loaded = request.getfixturevalue(model)
+    with pytest.raises(KDError) as caught:
+        loaded.recommend_from_history(**arguments)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_sequences_has_no_such_answer(root: Path) -> None:
+    config = options(root, epochs=1)
+    del config["student"], config["MAX_ITEM_LIST_LENGTH"]
+    result = run_recbole_kd("Scratch", "tiny", student="BPR", config_dict=config)
+    loaded = load_model(result["checkpoints"]["student"])
+    with pytest.raises(KDError, match=r"BPR encodes no item sequences.*HSTU"):
+        loaded.recommend_from_history([["1"]])
+    with pytest.raises(KDError, match="at: BPR reads no times"):
+        loaded.recommend(loaded.tokens.users[1:2], at=1e9)
+
+
+# -- times -------------------------------------------------------------------------------------
+
+
+def history(rows: list[tuple[int, float]]) -> UserHistory:
+    users, times = (torch.tensor(column) for column in zip(*rows, strict=True))
+    items = torch.arange(1, len(rows) + 1)
+    return UserHistory.from_pairs(users, items, 4, len(rows) + 1, times.double())
+
+
+REAL = [(1, 8e8), (1, 8e8 + 60), (2, 8.1e8), (3, 8.2e8), (3, 8.2e8)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ([(u, (t - 8e8) / 1e8) for u, t in REAL], "normalisation"),
+        ([(u, t * 1000) for u, t in REAL], "milliseconds"),
+        ([(1, 0.0), (1, 1.0), (1, 2.0), (2, 0.0), (2, 1.0), (3, 0.0)], "places in a sequence"),
+        ([(1, 8e8), (2, float("inf"))], "inf"),
+    ],
+)
+def test_times_that_are_no_seconds(rows: list[tuple[int, float]], named: str) -> None:
+    with pytest.raises(KDError) as caught:
+        check_history(history(rows), "data set x", "instead")
+    assert named in str(caught.value)
+    assert "instead" in str(caught.value) or "allowed" in str(caught.value)
+
+
+def test_seconds_pass() -> None:
+    check_history(history(REAL), "data set x", "instead")
+
+
+def test_scaled_times_are_refused_before_training(root: Path) -> None:
+    config = config_for(root, student="HSTU", normalize_all=True, exact_time=False)
+    with pytest.raises(KDError, match="normalisation"):
+        check_data(config, load_split(config))
+    fine = config_for(root, student="HSTU", normalize_all=True)
+    check_data(fine, load_split(fine))
+
+
+def test_the_scorer_is_the_models_ranking(root: Path) -> None:
+    config = config_for(
+        root, student="HSTU", **SMALL["HSTU"], time_anchor="current", eval_targets="all"
+    )
+    split = load_split(config)
+    model = build_plain(config, split).eval()
+    scorer = scorer_for(model, split.history)
+    batch = next(iter(make_loaders(config, split)[1]))[0]
+    wanted = model.full_sort_predict(batch)
+    state = scorer.encode(batch["user_id"])
+    assert torch.allclose(scorer.score_all(state), wanted, atol=1e-6)
+    items = torch.randint(1, split.history.n_items, (len(batch), 7))
+    assert torch.allclose(scorer.score(state, items), wanted.gather(1, items), atol=1e-6)
