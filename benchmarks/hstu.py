@@ -1,9 +1,10 @@
 """HSTU beside SASRec: quality, speed and scaling; and the RCE-KD paper's HSTU rows on CiteULike.
 
+    python benchmarks/hstu.py tune --dataset=Beauty --seeds 0
     python benchmarks/hstu.py quality --dataset=Beauty --seeds 0 1 2
-    python benchmarks/hstu.py speed
+    python benchmarks/hstu.py speed --sequences=Beauty.txt --rectools_python=venv/bin/python
     python benchmarks/hstu.py scaling
-    python benchmarks/hstu.py citeulike --models=teacher student
+    python benchmarks/hstu.py citeulike --models student teacher
 
 A quality run that was stopped goes on. Every choice is made on validation; test is measured once,
 of the best validation epoch.
@@ -12,6 +13,10 @@ of the best validation epoch.
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,46 +70,41 @@ VARIANTS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         ),
     },
 }
+
+
+def _hstu(bias: str, dropout: float, tau: float, loss: str) -> tuple[str, dict[str, Any]]:
+    """A candidate; ``loss`` is a number of negatives, or full."""
+    more = {"loss_type": "full_softmax"} if loss == "full" else {"num_negatives": int(loss)}
+    drop = {"hidden_dropout_prob": dropout, "linear_dropout_prob": dropout}
+    return "HSTU", {**HSTU, "relative_bias": bias, "temperature": tau, **drop, **more}
+
+
+def _sasrec(dropout: float) -> tuple[str, dict[str, Any]]:
+    drop = {"hidden_dropout_prob": dropout, "attn_dropout_prob": dropout}
+    return "SASRec", {**SASREC, "sequence_training": "causal", **drop}
+
+
 CANDIDATES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     # What was compared on validation to choose VARIANTS.
-    "Beauty": {
-        f"HSTU {bias}, dropout {drop}, tau {tau}, {loss}": (
-            "HSTU",
-            {
-                **HSTU,
-                "relative_bias": bias,
-                "hidden_dropout_prob": drop,
-                "linear_dropout_prob": drop,
-                "temperature": tau,
-                **(
-                    {"loss_type": "full_softmax"}
-                    if loss == "full"
-                    else {"num_negatives": int(loss)}
-                ),
-            },
-        )
-        for bias, drop, tau, loss in (
+    dataset: {
+        **{"HSTU {}, dropout {}, tau {}, {}".format(*c): _hstu(*c) for c in candidates},
+        **{f"SASRec causal, dropout {drop}": _sasrec(drop) for drop in (0.5, 0.2)},
+    }
+    for dataset, candidates in {
+        "Beauty": [
             ("position", 0.5, 0.05, "256"),
             ("none", 0.5, 0.05, "256"),
             ("position", 0.2, 0.05, "256"),
             ("position", 0.5, 0.1, "256"),
-            ("position", 0.5, 0.05, "1024"),
+        ],
+        "ml-100k": [
+            ("position", 0.2, 0.05, "128"),
+            ("position", 0.5, 0.05, "128"),
+            ("position", 0.2, 0.1, "128"),
+            ("position", 0.2, 0.05, "full"),
             ("position", 0.5, 0.05, "full"),
-            ("position", 0.7, 0.05, "256"),
-        )
-    }
-    | {
-        f"SASRec causal, dropout {drop}": (
-            "SASRec",
-            {
-                **SASREC,
-                "sequence_training": "causal",
-                "hidden_dropout_prob": drop,
-                "attn_dropout_prob": drop,
-            },
-        )
-        for drop in (0.5, 0.2)
-    },
+        ],
+    }.items()
 }
 BEAUTY = {
     # What the YAML file of the converted data set says.
@@ -131,12 +131,14 @@ def train(dataset: str, model: str, seed: int, chosen: Any, **options: Any) -> d
     folder = Path(result["checkpoints"]["student"]).parent
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     seconds = [sum(line["seconds"].values()) for line in log]
+    # The first epoch also fills caches and buffers.
+    training = [line["seconds"]["train"] for line in log[1:] or log]
     return {
         "seed": seed,
         "test": result["test_result"],
         "valid": result["best_valid_score"],
         "best_epoch": result["best_epoch"],
-        "seconds_per_epoch": float(np.median([line["seconds"]["train"] for line in log])),
+        "seconds_per_epoch": float(np.median(training)),
         "seconds_to_best": sum(seconds[: result["best_epoch"] + 1]),
         "parameters": result["sizes"][-1]["parameters"],
     }
@@ -238,6 +240,140 @@ def citeulike(chosen: Any) -> None:
             print(text)
 
 
+# -- speed -------------------------------------------------------------------------------------
+
+
+def one(chosen: Any) -> None:
+    """One model in a process of its own, for its memory; prints what it cost as JSON."""
+    options = json.loads(chosen.options)
+    with tempfile.TemporaryDirectory() as folder:
+        chosen.checkpoint_dir = folder
+        found = train(chosen.dataset, chosen.model, chosen.seeds[0], chosen, **options)
+    found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    Path(chosen.out).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _process(command: list[str]) -> dict[str, Any]:
+    """What a script writes to the file after its last argument, ``--out``."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "result.json"
+        print("+", " ".join(command), flush=True)
+        subprocess.run([*command, "--out", str(target)], check=True, capture_output=True)
+        return json.loads(target.read_text())
+
+
+def _ours(chosen: Any, dataset: str, model: str, **options: Any) -> dict[str, Any]:
+    command = [sys.executable, __file__, "one", f"--dataset={dataset}", f"--model={model}"]
+    command += [f"--data_path={chosen.data_path}", f"--threads={chosen.threads}", "--seeds", "0"]
+    return _process([*command, f"--options={json.dumps({**SAME, **options})}"])
+
+
+def speed(chosen: Any) -> None:
+    """Seconds of an epoch and peak memory, side by side in one run on an idle machine."""
+    rows: list[list[Any]] = []
+    causal = {**SASREC, "sequence_training": "causal"}
+    stock = [sys.executable, str(PEERS / "recbole_sasrec.py"), f"--batches={chosen.batches}"]
+    stock += [f"--threads={chosen.threads}", "--hidden_size=64", "--inner_size=256"]
+    first = None
+    for name, more in (("", []), (", no anomaly detection", ["--no_anomaly_detection"])):
+        found = _process([*stock, *more])
+        first = first or found["seconds_per_epoch"]
+        rows.append(_row("ml-100k", f"SASRec, RecBole{name}", found, first))
+    for name, model, options in (
+        ("SASRec, causal", "SASRec", causal),
+        ("HSTU, time and position bias", "HSTU", HSTU),
+        ("HSTU, no bias", "HSTU", {**HSTU, **NO_TIME}),
+    ):
+        found = _ours(chosen, "ml-100k", model, **options)
+        rows.append(_row("ml-100k", name, found, first))
+    equal = {**HSTU, **NO_TIME, "num_negatives": 256, **BEAUTY, "epochs": chosen.epochs}
+    peer = None
+    if chosen.rectools_python:
+        command = [chosen.rectools_python, str(PEERS / "rectools_hstu.py")]
+        command += [f"--sequences={chosen.sequences}", f"--epochs={chosen.epochs}"]
+        peer = _process([*command, f"--threads={chosen.threads}"])
+        peer["seconds_per_epoch"] = float(np.median(peer["seconds_per_epoch"]))
+        rows.append(_row("Beauty", "HSTU, RecTools", peer, peer["seconds_per_epoch"]))
+    found = _ours(chosen, "Beauty", "HSTU", **equal)
+    against = peer["seconds_per_epoch"] if peer else found["seconds_per_epoch"]
+    rows.append(_row("Beauty", f"HSTU, no bias, {chosen.epochs} epochs", found, against))
+    found = _ours(chosen, "Beauty", "SASRec", **causal, **BEAUTY, epochs=chosen.epochs)
+    rows.append(_row("Beauty", f"SASRec, causal, {chosen.epochs} epochs", found, against))
+    heads = ["data", "model", "s/epoch", "ratio", "s to best", "peak MiB", "test ndcg@10"]
+    text = (
+        "# Speed of HSTU and SASRec\n\nOne run, one model after the other. Width 64, 2 blocks, 2 "
+        "heads, 50 items; HSTU 128 users a batch, on Beauty 256 negatives and no relative bias; "
+        "RecBole's SASRec 2048 prefix rows a batch, its epoch extrapolated from "
+        f"{chosen.batches} batches. Seconds of an epoch are the median of the training epochs, "
+        "without evaluation; seconds to the best validation epoch include it. The ratio is against "
+        "the first row of the data set. On ml-100k ours trains to the end, with early stopping; on "
+        f"Beauty both for {chosen.epochs} epochs.\n\n"
+        f"{tabulate(rows, headers=heads, tablefmt='github', disable_numparse=True)}\n\n"
+        f"{provenance([0])}\n" + (f"- {chosen.note}\n" if chosen.note else "")
+    )
+    _out(chosen, "speed.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def _row(data: str, name: str, found: dict[str, Any], against: float) -> list[Any]:
+    ndcg = found.get("test", {}).get("ndcg@10")
+    best = found.get("seconds_to_best")
+    return [
+        data,
+        name,
+        f"{found['seconds_per_epoch']:.2f}",
+        f"{against / found['seconds_per_epoch']:.1f}x",
+        "-" if best is None else f"{best:.0f}",
+        f"{found['peak_rss_mib']:.0f}",
+        "-" if ndcg is None else f"{ndcg:.4f}",
+    ]
+
+
+def scaling(chosen: Any) -> None:
+    """Seconds of an epoch against history length and against users, on random data."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        chosen.data_path = folder
+        for users, length in ((500, 100), (500, 200), (500, 400)):
+            rows.append(_scaled(chosen, folder, users, length))
+        for users in (500, 2000, 8000):
+            rows.append(_scaled(chosen, folder, users, 50))
+    heads = ["users", "items each", "targets", "s/epoch", "us/target", "peak MiB"]
+    text = (
+        "# Cost of an HSTU epoch\n\nRandom data, 5,000 items, every user with the number of train "
+        "items in the table, all of them read. Width 64, 2 blocks, 2 heads, time and position "
+        "bias, 128 negatives, 128 users a batch; median of the epochs after the first.\n\n"
+        "A target costs its projections and its negatives, which do not depend on the length, and "
+        "its attention, which grows with it: `us/target = a + b * length`. Users cost the same "
+        "each, so an epoch grows with their number; the data with the interactions.\n\n"
+        f"{tabulate(rows, headers=heads, tablefmt='github', disable_numparse=True)}\n\n"
+        f"{provenance([0])}\n" + (f"- {chosen.note}\n" if chosen.note else "")
+    )
+    _out(chosen, "scaling.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def _scaled(chosen: Any, folder: str, users: int, length: int) -> list[Any]:
+    """One row of the table: a random data set of that size, some epochs of it."""
+    name, items, epochs = f"u{users}l{length}", 5000, 5
+    path = Path(folder) / name / f"{name}.inter"
+    path.parent.mkdir()
+    rng = np.random.default_rng(0)
+    # One more than the table says to predict, and two to hold out.
+    count = users * (length + 3)
+    table = np.empty((count, 3), dtype=np.int64)
+    table[:, 0] = np.arange(users).repeat(length + 3)
+    table[:, 1] = rng.integers(items, size=count)
+    table[:, 2] = 10**9 + rng.integers(10**8, size=count)
+    head = "user_id:token\titem_id:token\ttimestamp:float"
+    np.savetxt(path, table, fmt="%d", delimiter="\t", header=head, comments="")
+    options = {"MAX_ITEM_LIST_LENGTH": length, "epochs": epochs, "eval_step": epochs}
+    found = _ours(chosen, name, "HSTU", **HSTU, **BEAUTY, **options)
+    targets, seconds = users * length, found["seconds_per_epoch"]
+    per_target = f"{seconds / targets * 1e6:.1f}"
+    return [users, length, targets, f"{seconds:.2f}", per_target, f"{found['peak_rss_mib']:.0f}"]
+
+
 def _out(chosen: Any, name: str) -> Path:
     folder = Path(chosen.out or "results/hstu")
     folder.mkdir(parents=True, exist_ok=True)
@@ -246,7 +382,10 @@ def _out(chosen: Any, name: str) -> Path:
 
 PARTS: dict[str, Callable[[Any], None]] = {
     "citeulike": citeulike,
+    "one": one,
     "quality": quality,
+    "scaling": scaling,
+    "speed": speed,
     "tune": tune,
 }
 
@@ -255,7 +394,13 @@ def main() -> None:
     """Run one part."""
     options = parser(__doc__ or "")
     options.add_argument("part", choices=sorted(PARTS))
-    options.add_argument("--dataset", choices=sorted(VARIANTS), default="ml-100k")
+    options.add_argument("--dataset", default="ml-100k")
+    options.add_argument("--model", default="HSTU", help="of the part `one`")
+    options.add_argument("--options", default="{}", help="of the part `one`, as JSON")
+    options.add_argument("--batches", type=int, default=6, help="of RecBole's epoch, timed")
+    options.add_argument("--epochs", type=int, default=3, help="on Beauty, of the part `speed`")
+    options.add_argument("--sequences", default=None, help="Beauty.txt, for RecTools")
+    options.add_argument("--rectools_python", default=None, help="of an environment with it")
     options.add_argument("--variants", nargs="+", default=None)
     options.add_argument("--models", nargs="+", default=["student", "teacher"])
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
