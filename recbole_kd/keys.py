@@ -34,7 +34,6 @@ UNLISTED_RECBOLE_KEYS = {"encoding", "tail_ratio"}
 """Keys that RecBole's data sets and metrics read and that none of its lists and files names."""
 
 SEQUENTIAL_KEYS = {
-    "eval_targets",
     "filter_history",
     "ITEM_LIST_LENGTH_FIELD",
     "LIST_SUFFIX",

@@ -164,7 +164,7 @@ def make_loaders(config: KDConfig, split: Split) -> tuple[Any, Any, Any]:
         split: The split.
     """
     train = train_part(config, split)
-    by_user = isinstance(train, SequentialDataset) and config["eval_targets"] == "all"
+    by_user = config["eval_targets"] == "all" and isinstance(train, SequentialDataset)
     seen = without_sequences(split.train) if by_user else train
     samplers = create_samplers(config, split.dataset, [seen, *split.parts[1:]])
     # A loader marks fields of the set it is given; each model gets its own view of it.
