@@ -105,6 +105,7 @@ def options(**changed: Any) -> PlainConfig:
         "temperature": 0.05,
         "item_l2_norm": True,
         "torch_compile": False,
+        "item_init": "truncated_normal",
         "memory_budget_gb": 0.1,
     }
     return PlainConfig({**values, **changed})
@@ -790,6 +791,7 @@ WRONG: dict[str, list[Any]] = {
     "num_negatives": [0],
     "temperature": [0, -1],
     "item_l2_norm": ["True", 1],
+    "item_init": ["uniform"],
     "torch_compile": [None],
     "memory_budget_gb": [0],
 }
@@ -816,3 +818,12 @@ def test_a_compiled_model_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     model = make(torch_compile=True)
     assert calls == [{"dynamic": True}] * 2
     assert model.state_dict().keys() == make().state_dict().keys()
+
+
+@pytest.mark.parametrize(("name", "spread"), [("truncated_normal", 0.0176), ("xavier_normal", 0.1)])
+def test_item_vectors_start_as_named(name: str, spread: float) -> None:
+    """A normal of 0.02 cut at two deviations; and sqrt(2 / (I + D)) for 192 items, 8 wide."""
+    torch.manual_seed(0)
+    data = SimpleNamespace(num=lambda field: 192)
+    model = HSTU(options(hidden_size=8, item_init=name), data)
+    assert float(model.item_embedding.weight[1:].std()) == pytest.approx(spread, rel=0.06)

@@ -59,6 +59,7 @@ OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "num_negatives": POSITIVE_INT,
     "temperature": POSITIVE,
     "item_l2_norm": FLAG,
+    "item_init": _one_of("truncated_normal", "xavier_normal"),
     "torch_compile": FLAG,
     "memory_budget_gb": POSITIVE,
 }
@@ -115,12 +116,19 @@ class HSTU(SequentialRecommender):
         self.item_embedding = nn.Embedding(self.n_items, width, padding_idx=0)
         self.position_embedding = nn.Embedding(self.length, width)
         self.blocks = nn.ModuleList(self._block() for _ in range(options["n_layers"]))
-        nn.init.trunc_normal_(self.item_embedding.weight, std=0.02, a=-0.04, b=0.04)
-        nn.init.zeros_(self.item_embedding.weight.detach()[0])
-        nn.init.xavier_normal_(self.position_embedding.weight)
+        self._init_tables()
         if options["torch_compile"]:
             for block in self.blocks:
                 block.compile(dynamic=True)
+
+    def _init_tables(self) -> None:
+        table = self.item_embedding.weight
+        if self.options["item_init"] == "xavier_normal":
+            nn.init.xavier_normal_(table)
+        else:
+            nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
+        nn.init.zeros_(table.detach()[0])
+        nn.init.xavier_normal_(self.position_embedding.weight)
 
     @staticmethod
     def reads_time(config: Any) -> bool:
