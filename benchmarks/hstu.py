@@ -47,30 +47,6 @@ HSTU = {"attention_dim": 32, "linear_dim": 32, "stopping_step": 20}
 SASREC = {"inner_size": 256, "stopping_step": 20, "train_batch_size": 128}
 NO_TIME = {"relative_bias": "none"}
 
-VARIANTS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
-    # data set -> name -> (model, options), as chosen on validation
-    "ml-100k": {
-        "HSTU, time and position bias, next": ("HSTU", HSTU),
-        "HSTU, time and position bias, current": ("HSTU", {**HSTU, "time_anchor": "current"}),
-        "HSTU, position bias": ("HSTU", {**HSTU, "relative_bias": "position"}),
-        "HSTU, no bias": ("HSTU", {**HSTU, **NO_TIME}),
-        "SASRec, causal": ("SASRec", {**SASREC, "sequence_training": "causal"}),
-        "SASRec, prefix (RecBole)": (
-            "SASRec",
-            {**SASREC, "train_batch_size": 2048, "stopping_step": 5},
-        ),
-    },
-    "Beauty": {
-        "HSTU": ("HSTU", {**HSTU, "relative_bias": "position"}),
-        "HSTU, no bias": ("HSTU", {**HSTU, **NO_TIME}),
-        "SASRec, causal": ("SASRec", {**SASREC, "sequence_training": "causal"}),
-        "SASRec, prefix (RecBole)": (
-            "SASRec",
-            {**SASREC, "train_batch_size": 2048, "stopping_step": 5},
-        ),
-    },
-}
-
 
 def _hstu(bias: str, dropout: float, tau: float, loss: str) -> tuple[str, dict[str, Any]]:
     """A candidate; ``loss`` is a number of negatives, or full."""
@@ -84,8 +60,33 @@ def _sasrec(dropout: float) -> tuple[str, dict[str, Any]]:
     return "SASRec", {**SASREC, "sequence_training": "causal", **drop}
 
 
+def _variants(dataset: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The models compared, with what was chosen on validation (part ``tune``)."""
+    hstu = {**HSTU, "hidden_dropout_prob": 0.5, "linear_dropout_prob": 0.5}
+    sasrec = {**SASREC, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2}
+    if dataset == "Beauty":
+        hstu["num_negatives"] = 256
+    times = {
+        "HSTU, time and position bias, next": {},
+        "HSTU, time and position bias, current": {"time_anchor": "current"},
+    }
+    no_times = {
+        "HSTU, position bias": {"relative_bias": "position"},
+        "HSTU, no bias": NO_TIME,
+    }
+    hstus = no_times if dataset == "Beauty" else times | no_times
+    return {
+        **{name: ("HSTU", {**hstu, **more}) for name, more in hstus.items()},
+        "SASRec, causal": ("SASRec", {**sasrec, "sequence_training": "causal"}),
+        "SASRec, prefix (RecBole)": (
+            "SASRec",
+            {**sasrec, "train_batch_size": 2048, "stopping_step": 5},
+        ),
+    }
+
+
 CANDIDATES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
-    # What was compared on validation to choose VARIANTS.
+    # What was compared on validation to choose the variants.
     dataset: {
         **{"HSTU {}, dropout {}, tau {}, {}".format(*c): _hstu(*c) for c in candidates},
         **{f"SASRec causal, dropout {drop}": _sasrec(drop) for drop in (0.5, 0.2)},
@@ -101,6 +102,7 @@ CANDIDATES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
             ("position", 0.2, 0.05, "128"),
             ("position", 0.5, 0.05, "128"),
             ("position", 0.2, 0.1, "128"),
+            ("position", 0.5, 0.1, "128"),
             ("position", 0.2, 0.05, "full"),
             ("position", 0.5, 0.05, "full"),
         ],
@@ -151,7 +153,7 @@ def tune(chosen: Any) -> None:
 
 def quality(chosen: Any) -> None:
     """Accuracy over seeds."""
-    compare(chosen, VARIANTS[chosen.dataset], f"quality-{chosen.dataset}")
+    compare(chosen, _variants(chosen.dataset), f"quality-{chosen.dataset}")
 
 
 def compare(chosen: Any, variants: dict[str, tuple[str, dict[str, Any]]], name: str) -> None:
