@@ -148,7 +148,7 @@ def train(dataset: str, model: str, seed: int, chosen: Any, **options: Any) -> d
 
 def tune(chosen: Any) -> None:
     """Candidates by validation; the same as quality, of one seed."""
-    compare(chosen, CANDIDATES[chosen.dataset], f"tuning-{chosen.dataset}")
+    compare(chosen, CANDIDATES[chosen.dataset], f"tuning-{chosen.dataset}", show_test=False)
 
 
 def quality(chosen: Any) -> None:
@@ -156,7 +156,12 @@ def quality(chosen: Any) -> None:
     compare(chosen, _variants(chosen.dataset), f"quality-{chosen.dataset}")
 
 
-def compare(chosen: Any, variants: dict[str, tuple[str, dict[str, Any]]], name: str) -> None:
+def compare(
+    chosen: Any,
+    variants: dict[str, tuple[str, dict[str, Any]]],
+    name: str,
+    show_test: bool = True,
+) -> None:
     """Train all variants with all seeds, writing the table after each run."""
     need_data("Beauty", chosen.data_path, chosen.raw, "sequences")
     names = [n for n in variants if not chosen.variants or n in chosen.variants]
@@ -170,15 +175,19 @@ def compare(chosen: Any, variants: dict[str, tuple[str, dict[str, Any]]], name: 
             options = {**SAME, **options}
             if chosen.dataset == "Beauty":
                 options |= BEAUTY
-            runs = [r for r in found.get(name, []) if r["seed"] != seed]
-            found[name] = [*runs, train(chosen.dataset, model, seed, chosen, **options)]
-            _write_quality(chosen, found, out)
+            run = train(chosen.dataset, model, seed, chosen, **options)
+            if not show_test:
+                del run["test"]
+            found[name] = [r for r in found.get(name, []) if r["seed"] != seed] + [run]
+            _write_quality(chosen, found, out, show_test)
 
 
-def _write_quality(chosen: Any, found: dict[str, list[dict[str, Any]]], out: Path) -> None:
-    rows = []
+def _write_quality(
+    chosen: Any, found: dict[str, list[dict[str, Any]]], out: Path, show_test: bool
+) -> None:
+    rows, tested = [], METRICS if show_test else ()
     for name, runs in found.items():
-        test = [mean_spread([r["test"][m] for r in runs]) for m in METRICS]
+        test = [mean_spread([r["test"][m] for r in runs]) for m in tested]
         valid = mean_spread([r["valid"] for r in runs])
         epoch, best = (
             f"{np.median([r[key] for r in runs]):.2f}"
@@ -186,7 +195,7 @@ def _write_quality(chosen: Any, found: dict[str, list[dict[str, Any]]], out: Pat
         )
         seeds = ", ".join(str(r["seed"]) for r in runs)
         rows.append([name, *test, valid, f"{runs[0]['parameters']:,}", epoch, best, seeds])
-    heads = ["model", *(f"test {m}" for m in METRICS), "valid ndcg@10", "parameters"]
+    heads = ["model", *(f"test {m}" for m in tested), "valid ndcg@10", "parameters"]
     heads += ["s/epoch (median)", "s to best (median)", "seeds"]
     text = (
         f"# {chosen.dataset}: HSTU and SASRec\n\nLeave-one-out, full ranking, the last 50 items of "

@@ -149,6 +149,21 @@ class HSTUBlock(nn.Module):
         return F.silu(scores).tril_() @ (v / self.length)
 
 
+def next_values(values: Tensor, lengths: Tensor, last: Tensor) -> Tensor:
+    """What follows in each slot of right-padded rows.
+
+    Args:
+        values: Values of the rows, ``[B, T]``.
+        lengths: Length of each row, ``[B]``, int64.
+        last: What follows each row's last value, ``[B]``, as ``values``.
+
+    Returns:
+        ``[B, T]``; without meaning on padding.
+    """
+    following = values.roll(-1, dims=1)
+    return following.scatter(1, (lengths - 1).clamp_min(0).unsqueeze(1), last.unsqueeze(1))
+
+
 def length_groups(lengths: Tensor, least: int = 8) -> list[Tensor]:
     """Rows in groups of similar length, so that little work is spent on padding.
 

@@ -120,7 +120,7 @@ SHIMS = (
         "float32 times",
         "interactions up to 128 s apart are ordered, and split, by their place in the file",
         "every RecBole 1.x",
-        "recbole_kd.sequences.ExactTime keeps float64 until the split is made",
+        "recbole_kd.sequences.ExactTime keeps float64",
         "RecBole keeps times in float64",
     ),
 )

@@ -51,6 +51,9 @@ RATIO_SPLIT = {
 }
 """Split of sequences whose held-out items are all targets of one ranking."""
 
+CAUSAL_BATCH_SIZE = 128
+"""Users a batch where a row is a user: RecBole's 2048 would be a single step on small data."""
+
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
 """RecBole's optimisers. For any other name it trains with Adam and without weight decay."""
 
@@ -188,6 +191,8 @@ class KDConfig(Config):
             options["eval_args"] = family["eval_args"]
         if sequential and said.get("loss_type") == "CE":
             options["train_neg_sample_args"] = None
+        if sequential and said.get("sequence_training") == "causal":
+            options["train_batch_size"] = CAUSAL_BATCH_SIZE
         layers = [Layer("family", options)]
         if sequential:
             own = shipped("family", "sequential.yaml") or {}
@@ -246,10 +251,15 @@ class KDConfig(Config):
                 f"learns from {trained[0]} rows only; allowed is {trained[0]}"
             )
         self.choice("train_windows", ("last", "all"))
-        if self.choice("filter_history", (False, True, "all")) and mode != "full":
+        hidden = self.choice("filter_history", (False, True, "all"))
+        if hidden and mode != "full":
             raise KDError(
-                f"--filter_history={self['filter_history']}: found eval_args.mode={mode}; "
-                "allowed is full"
+                f"--filter_history={hidden}: found eval_args.mode={mode}; allowed is full"
+            )
+        if hidden and self["eval_targets"] == "all":
+            raise KDError(
+                f"--filter_history={hidden}: found eval_targets=all, where eval_history decides; "
+                "allowed is False"
             )
 
     def _shown(self, key: str) -> str:

@@ -153,6 +153,7 @@ def load_split(config: KDConfig) -> Split:
         prints["order"] = fingerprint(users.numpy(), items.numpy(), tokens, places.numpy())
     if isinstance(dataset, FullSequenceDataset):
         _warn_of_single(parts[0], tokens)
+        _warn_of_past(dataset, parts, history)
     else:
         for data in (dataset, *parts):
             round_time(data)
@@ -164,8 +165,7 @@ def _build(config: KDConfig) -> tuple[Dataset, tuple[Dataset, ...]]:
     cls = _dataset_class(config)
     if config.sequences:
         cls = _sequence_class(config, cls)
-    if config["exact_time"]:
-        cls = type(f"Exact{cls.__name__}", (ExactTime, cls), {})
+    cls = type(f"Exact{cls.__name__}", (ExactTime, cls), {})
     init_seed(config["split_seed"], config["reproducibility"])
     try:
         dataset = cls(config)
@@ -201,6 +201,24 @@ def _warn_of_single(train: FullSequenceDataset, tokens: Tokens) -> None:
             "so they train no sequential model; user_inter_num_interval leaves them out",
             len(single),
             tokens.users[int(single[0])],
+        )
+
+
+def _warn_of_past(dataset: Dataset, parts: tuple[Dataset, ...], history: UserHistory) -> None:
+    """Say that a ready-made split trains on what came after its held-out interactions."""
+    if dataset.benchmark_filename_list is None or history.times is None:
+        return
+    ends = (history.offsets[1:] - 1).clamp_min(0)
+    last = torch.where(history.counts > 0, history.times[ends], -torch.inf)
+    early = 0
+    for part in parts[1:]:
+        feat = part.inter_feat
+        early += int((feat[dataset.time_field] < last[feat[dataset.uid_field]]).sum())
+    if early:
+        logging.getLogger(__name__).warning(
+            "%d held-out interactions of the ready-made split are older than the user's last train "
+            "interaction: the sequences know their future",
+            early,
         )
 
 
@@ -269,7 +287,8 @@ def _check_columns(config: KDConfig, path: Path) -> None:
             )
     elif config.sequences or (config["eval_args"]["order"] == "TO" and not ready_made):
         needed.append(config["TIME_FIELD"])
-    _check_time_column(config, path, header.split(separator))
+    if config["TIME_FIELD"] in needed or config.sequences:
+        _check_time_column(config, path, header.split(separator))
     missing = [field for field in needed if field not in columns]
     if missing or ":" not in header:
         raise KDError(

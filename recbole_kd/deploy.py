@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +162,18 @@ class LoadedModel:
             Item tokens, best first, one list a user.
 
         Raises:
-            KDError: A user is unknown; the message names the first few.
+            KDError: A user is unknown, or has no history for a model that reads it; the message
+                names the first few. ``at`` is missing, not needed, or before the history's end.
         """
         users = [users] if isinstance(users, str) else users
         ids = _ids(self.tokens.users, users, "users")
+        if isinstance(self.scorer, SequenceScorer):
+            empty = [u for u, n in zip(users, self.history.counts[ids], strict=True) if n == 0]
+            if empty:
+                raise KDError(
+                    f"{len(empty)} users without train interactions: {', '.join(empty[:5])}; "
+                    "allowed is recommend_from_history with items of theirs"
+                )
         return self._best(self.history, ids, k, filter_history, at)
 
     def recommend_from_history(
@@ -194,14 +201,20 @@ class LoadedModel:
 
         Raises:
             KDError: The model encodes no sequences; a history is empty or names an unknown item;
-                times are missing, unsorted or no seconds.
+                times are missing, unsorted or no seconds; ``at`` is missing, not needed, or before
+                the history's end.
         """
         if not isinstance(self.scorer, SequenceScorer):
             raise KDError(
                 f"{self.config['model']} encodes no item sequences; "
                 f"allowed are {', '.join(sequence_names())}"
             )
-        histories = [histories] if isinstance(histories, str) else histories
+        for given in (histories, *histories):
+            if isinstance(given, str):
+                raise KDError(
+                    f"histories: found the text '{given}' for a list of items; allowed is a list "
+                    "of item lists"
+                )
         counts = torch.tensor([len(h) for h in histories])
         if not len(counts) or int(counts.min()) == 0:
             raise KDError("histories: found an empty one; allowed are one or more items in each")
@@ -219,13 +232,11 @@ class LoadedModel:
     ) -> list[list[str]]:
         if not 0 < k < len(self.tokens.items):
             raise KDError(f"k={k}: allowed are 1 to {len(self.tokens.items) - 1} items")
-        moments = None if at is None else _moments(at, len(users))
+        moments = self._moments(history, users, at)
         lists: list[list[str]] = []
         with self.scorer.step():
             for rows in torch.arange(len(users)).split(1024):
-                state = self._encode(
-                    history, users[rows], None if moments is None else moments[rows]
-                )
+                state = self._encode(history, users[rows], moments, rows)
                 scores = self.scorer.score_all(state)
                 scores[:, 0] = -torch.inf
                 if filter_history:
@@ -233,11 +244,33 @@ class LoadedModel:
                 lists += self._tokens(scores.topk(k, dim=1))
         return lists
 
-    def _encode(self, history: UserHistory, users: Tensor, at: Tensor | None) -> Tensor:
+    def _moments(self, history: UserHistory, users: Tensor, at: Any) -> Tensor | None:
+        """Times of the requests, ``[n]``, where the model reads them."""
+        name, model = self.config["model"], self.model
+        if getattr(model, "uses_time", False) and history.times is None:
+            raise KDError(f"times: {name} reads the times of a history; give one for each item")
+        if not getattr(model, "needs_request_time", False):
+            if at is not None:
+                raise KDError(f"at: {name} does not read the time of a request; leave it out")
+            return None
+        if at is None:
+            raise KDError(f"at: {name} reads the time of the request (time_anchor=next); give it")
+        moments = _seconds(at, "at").expand(len(users)) if np.ndim(at) == 0 else _seconds(at, "at")
+        if len(moments) != len(users):
+            raise KDError(
+                f"at: found {len(moments)} times for {len(users)} requests; allowed is one for each"
+            )
+        assert history.times is not None
+        if bool((moments < history.times[history.offsets[users + 1] - 1]).any()):
+            raise KDError("at: a request is before the last interaction of its history")
+        return moments
+
+    def _encode(
+        self, history: UserHistory, users: Tensor, moments: Tensor | None, rows: Tensor
+    ) -> Tensor:
         if isinstance(self.scorer, SequenceScorer):
+            at = None if moments is None else moments[rows]
             return self.scorer.encode_history(history, users, at)
-        if at is not None:
-            raise KDError(f"at: {self.config['model']} reads no times; leave it out")
         return self.scorer.encode(users.to(self.scorer.device))
 
     def _tokens(self, best: Any) -> list[list[str]]:
@@ -263,23 +296,27 @@ def _ids(tokens: list[str], asked: Sequence[str], kind: str) -> Tensor:
 
 def _times_of(histories: Sequence[Sequence[str]], times: Sequence[Sequence[float]]) -> Tensor:
     """Times of all histories, one after the other, ``[n]``, float64."""
-    if [len(h) for h in histories] != [len(t) for t in times]:
-        raise KDError("times: found other lengths than the histories; allowed is a time an item")
-    for place, row in enumerate(times):
-        if any(a > b for a, b in pairwise(row)):
+    try:
+        same = [len(h) for h in histories] == [len(t) for t in times]
+    except TypeError:
+        same = False
+    if not same:
+        raise KDError("times: found another form than the histories'; allowed is a time an item")
+    rows = [_seconds(row, "times") for row in times]
+    for place, row in enumerate(rows):
+        if bool((row.diff() < 0).any()):
             raise KDError(f"times: those of history {place} are unsorted; allowed is oldest first")
-    found = torch.tensor([t for row in times for t in row], dtype=torch.float64)
-    check_unit(found, "times")
+    return torch.cat(rows)
+
+
+def _seconds(given: Any, where: str) -> Tensor:
+    """Numbers of the user as times, float64."""
+    try:
+        found = torch.as_tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise KDError(f"{where}: found {given!r}; allowed are seconds as numbers") from error
+    check_unit(found, where)
     return found
-
-
-def _moments(at: float | Sequence[float], count: int) -> Tensor:
-    """Times of requests, ``[count]``, float64."""
-    found = torch.as_tensor(at, dtype=torch.float64)
-    if found.dim() and len(found) != count:
-        raise KDError(f"at: found {len(found)} times for {count} requests; allowed is one for each")
-    check_unit(found, "at")
-    return found.expand(count)
 
 
 def load_model(

@@ -13,6 +13,10 @@ from torch.autograd.function import once_differentiable
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 
+BLOCK_BYTES = 2**26
+"""Memory of a block of products with all items."""
+
+
 class _GatherDot(torch.autograd.Function):
     """``out[b, k] = users[b] . items[ids[b, k]]`` without a ``[B, K, d]`` tensor.
 
@@ -80,9 +84,11 @@ def gather_dot(users: Tensor, items: Tensor, ids: Tensor) -> Tensor:
     Returns:
         Scores, ``[B, K]``, differentiable in ``users`` and ``items``.
     """
-    if ids.shape[1] > items.shape[0]:
-        # A sparse pattern holds at most as many entries a row as there are items.
-        return (users @ items.t()).gather(1, ids)
-    if users.device.type == "cpu" and torch.backends.mkl.is_available() and ids.numel() > 0:
+    # A sparse pattern holds at most as many entries a row as there are items.
+    fits = 0 < ids.shape[1] <= items.shape[0]
+    if fits and ids.numel() and users.device.type == "cpu" and torch.backends.mkl.is_available():
         return _GatherDot.apply(users.contiguous(), items.contiguous(), ids)
-    return torch.einsum("bd,bkd->bk", users, items[ids])
+    # Elsewhere all products and a choice of them, in blocks: vectors are never gathered.
+    rows = max(1, BLOCK_BYTES // (items.shape[0] * items.element_size()))
+    blocks = zip(users.split(rows), ids.split(rows), strict=True)
+    return torch.cat([(u @ items.t()).gather(1, i) for u, i in blocks])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from itertools import pairwise
 from typing import Any
 
@@ -123,6 +124,44 @@ def hidden_items(config: KDConfig, split: Split, phase: str) -> np.ndarray:
         for user, item in zip(users.tolist(), items.tolist(), strict=True):
             sets[user].add(item)
     return sets
+
+
+def check_ranking(config: KDConfig, split: Split) -> None:
+    """Refuse to hide what the data set cannot tell.
+
+    Args:
+        config: Configuration of a sequential model.
+        split: The split.
+
+    Raises:
+        KDError: The whole history is to be hidden, and only prefix rows are there.
+    """
+    if config["filter_history"] == "all" and not isinstance(split.train, FullSequenceDataset):
+        raise KDError(
+            f"--filter_history=all: {config['model']} on {config['dataset']} has rows of the last "
+            f"{config['MAX_ITEM_LIST_LENGTH']} items alone; allowed are True and False"
+        )
+
+
+def say_unread(config: KDConfig, split: Split) -> None:
+    """Say which train interactions are too old to be learnt from one row a user.
+
+    Args:
+        config: The model's configuration.
+        split: The split.
+    """
+    if not config.sequential or config["sequence_training"] != "causal":
+        return
+    targets = (split.history.counts - 1).clamp_min(0)
+    read = targets.clamp_max(config["MAX_ITEM_LIST_LENGTH"])
+    if config["train_windows"] == "last" and int(read.sum()) < int(targets.sum()):
+        logging.getLogger(__name__).info(
+            "%s learns %.1f%% of the train interactions, the last %d of each user; "
+            "--train_windows=all learns all of them",
+            config["model"],
+            100 * float(read.sum()) / float(targets.sum()),
+            config["MAX_ITEM_LIST_LENGTH"],
+        )
 
 
 def train_part(config: KDConfig, split: Split) -> Dataset:

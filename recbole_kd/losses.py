@@ -133,9 +133,12 @@ def full_softmax(
     Returns:
         Scalar, the weighted mean of the rows' losses.
     """
+    # Mixed precision would give products and sums of different types.
+    states = states.to(items.dtype)
     shares = _shares(states[:, 0].detach(), weights)
     rows = max(1, int(budget_bytes) // (len(items) * items.element_size()))
-    return _FullSoftmax.apply(states, items, positives, shares, temperature, rows, skipped)
+    with torch.autocast(states.device.type, enabled=False):
+        return _FullSoftmax.apply(states, items, positives, shares, temperature, rows, skipped)
 
 
 def _shares(like: Tensor, weights: Tensor | None) -> Tensor:

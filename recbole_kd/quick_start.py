@@ -205,6 +205,9 @@ class Run:
         report_overlap(*ids, self.config.number("min_token_overlap", low=0), path)
         leak.guard(self.split, loaded.history, *ids, path, self.config["allow_leak"])
         history = translate_history(self.split.history, *ids, loaded.history)
+        check = getattr(type(loaded.model), "check_data", None)
+        if check is not None:
+            check(loaded.config, history, True)
         scorer = scorer_for(loaded.model, history)
         frozen = self._freeze(scorer, ids)
         result = self._evaluate_teacher(frozen)

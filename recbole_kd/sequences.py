@@ -25,7 +25,7 @@ PLACE = "place_in_sequences"
 
 
 class ExactTime:
-    """Keeps times in float64, out of RecBole's normalisation, and complete.
+    """Keeps times complete; with ``exact_time`` in float64 and out of RecBole's normalisation.
 
     RecBole orders by float32, in which Unix times are 64 to 128 seconds apart: interactions of one
     session come out in the order of the file. Where a data set's settings hide that by scaling all
@@ -38,7 +38,8 @@ class ExactTime:
 
     def _fill_nan(self) -> None:
         """Refuse a missing time, which RecBole would fill with the mean of all times."""
-        if self.time_field in self.inter_feat:
+        ordered = self.config.sequences or self.config["eval_args"]["order"] == "TO"
+        if ordered and self.time_field in self.inter_feat:
             missing = int(self.inter_feat[self.time_field].isna().sum())
             if missing:
                 raise KDError(
@@ -49,7 +50,8 @@ class ExactTime:
 
     def _normalize(self) -> None:
         """Scale what ``normalize_all`` names, but not the time."""
-        keep = self.config["normalize_all"] and self.time_field in self.inter_feat
+        keep = self.config["exact_time"] and self.config["normalize_all"]
+        keep = keep and self.time_field in self.inter_feat
         times = self.inter_feat[self.time_field].copy() if keep else None
         super()._normalize()  # type: ignore[misc]
         if times is not None:
@@ -57,7 +59,8 @@ class ExactTime:
 
     def _dataframe_to_interaction(self, data: Any) -> Any:
         interaction = super()._dataframe_to_interaction(data)  # type: ignore[misc]
-        if self.time_field in data and interaction[self.time_field].dtype == torch.float32:
+        timed = self.config["exact_time"] and self.time_field in data
+        if timed and interaction[self.time_field].dtype == torch.float32:
             exact = data[self.time_field].to_numpy(dtype=np.float64, copy=True)
             interaction.interaction[self.time_field] = torch.from_numpy(exact)
         return interaction

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from recbole.data.transform import construct_transform
 from recbole.utils import init_seed
 from torch import nn
 
@@ -23,7 +24,7 @@ from recbole_kd import checkpoint, deploy
 from recbole_kd.config import KDConfig, plain
 from recbole_kd.data import Split
 from recbole_kd.errors import KDError
-from recbole_kd.loaders import make_loaders, train_part
+from recbole_kd.loaders import check_ranking, make_loaders, say_unread, train_part
 from recbole_kd.registry import SCRATCH, backbone_class
 from recbole_kd.scoring import Scorer, scorer_for
 from recbole_kd.trainer import RunTrainer, make_trainer
@@ -121,8 +122,13 @@ def check_data(config: KDConfig, split: Split) -> None:
         split: The split.
 
     Raises:
-        KDError: See the model's ``check_data``.
+        KDError: See the model's ``check_data``, :func:`recbole_kd.loaders.train_part` and
+            :func:`recbole_kd.loaders.check_ranking`.
     """
+    if config.sequential:
+        check_ranking(config, split)
+        if config["sequence_training"] == "causal":
+            train_part(config, split)
     check = getattr(config.model_class, "check_data", None)
     if check is not None:
         # A distillation query, and a ranking of all held-out items, is at no point in time.
@@ -133,6 +139,8 @@ def check_data(config: KDConfig, split: Split) -> None:
 def build_plain(config: KDConfig, split: Split) -> nn.Module:
     """A fresh RecBole model, its initialisation drawn from ``seed`` alone."""
     init_seed(config["seed"], config["reproducibility"])
+    # RecBole's transforms add fields to the options that BERT4Rec and SHAN read.
+    construct_transform(config)
     cls = backbone_class(config.import_path)
     return cls(config, train_part(config, split)).to(config["device"])
 
@@ -167,6 +175,7 @@ def train(
     wrapped = wrap(model, scorer) if wrap else model
     init_seed(config["seed"], config["reproducibility"])
     loaders = make_loaders(config, split)
+    say_unread(config, split)
     source = _prepare_folder(config, folder, resume)
     described = deploy.describe(config, split, **(more or {}), selection=selection(config))
     trainer = make_trainer(config, wrapped, folder, described)

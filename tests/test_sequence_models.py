@@ -145,7 +145,7 @@ def test_rows_a_model_cannot_learn_from(
 ) -> None:
     def build() -> None:
         config = config_for(root, **changes)
-        build_plain(config, load_split(config))
+        check_data(config, load_split(config))
 
     with pytest.raises(KDError) as caught:
         build()
@@ -322,7 +322,9 @@ def test_a_known_history_gives_what_its_user_gets(timed: Any, untimed: Any) -> N
     at = [t[-1] + 60 for t in times]
     wanted = timed.recommend(tokens, at=at)
     assert timed.recommend_from_history(items, times=times, at=at) == wanted
-    assert timed.recommend_from_history(items, times=times, at=at[0]) != wanted
+    late = max(at) + 1e8
+    found = timed.recommend_from_history(items, times=times, at=late)
+    assert found == timed.recommend(tokens, at=[late] * 3)
     items = [history_of(untimed, u)[0] for u in users]
     assert untimed.recommend_from_history(items) == untimed.recommend(tokens)
     assert [len(row) for row in wanted] == [10, 10, 10]
@@ -361,10 +363,16 @@ def test_the_time_of_the_request_counts(timed: Any) -> None:
         ("untimed", {"histories": [["1"], []]}, "empty"),
         ("untimed", {"histories": []}, "empty"),
         ("untimed", {"histories": [["1"]], "k": 0}, "k=0"),
-        ("untimed", {"histories": [["1"]], "at": 1e9}, "HSTU reads no times"),
-        ("timed", {"histories": [["1"]]}, "reads times and found none"),
-        ("timed", {"histories": [["1"]], "times": [[1e9]]}, "reads the time of the request"),
-        ("timed", {"histories": [["1", "50"]], "times": [[1e9]], "at": 1e9}, "other lengths"),
+        ("untimed", {"histories": "50"}, "the text '50'"),
+        ("untimed", {"histories": ["50", "1"]}, "the text '50'"),
+        ("untimed", {"histories": [["1"]], "at": 1e9}, "HSTU does not read the time of a request"),
+        ("timed", {"histories": [["1"]]}, "times: HSTU reads the times of a history"),
+        ("timed", {"histories": [["1"]], "times": [[1e9]]}, "at: HSTU reads the time of the"),
+        ("timed", {"histories": [["1", "50"]], "times": [[1e9]], "at": 1e9}, "another form"),
+        ("timed", {"histories": [["1"]], "times": [1e9], "at": 1e9}, "another form"),
+        ("timed", {"histories": [["1"]], "times": [["a"]], "at": 1e9}, "found ['a']"),
+        ("timed", {"histories": [["1"]], "times": [[1e9]], "at": "now"}, "found 'now'"),
+        ("timed", {"histories": [["1"]], "times": [[1e9]], "at": 1e9 - 1}, "before the last"),
         ("timed", {"histories": [["1", "50"]], "times": [[2e9, 1e9]], "at": 2e9}, "unsorted"),
         ("timed", {"histories": [["1"]], "times": [[1e12]], "at": 1e9}, "milliseconds"),
         ("timed", {"histories": [["1"]], "times": [[1e9]], "at": 1e12}, "milliseconds"),
@@ -389,7 +397,7 @@ def test_a_model_without_sequences_has_no_such_answer(root: Path) -> None:
     loaded = load_model(result["checkpoints"]["student"])
     with pytest.raises(KDError, match=r"BPR encodes no item sequences.*HSTU"):
         loaded.recommend_from_history([["1"]])
-    with pytest.raises(KDError, match="at: BPR reads no times"):
+    with pytest.raises(KDError, match="at: BPR does not read the time of a request"):
         loaded.recommend(loaded.tokens.users[1:2], at=1e9)
 
 
@@ -411,6 +419,7 @@ REAL = [(1, 8e8), (1, 8e8 + 60), (2, 8.1e8), (3, 8.2e8), (3, 8.2e8)]
         ([(u, (t - 8e8) / 1e8) for u, t in REAL], "normalisation"),
         ([(u, t * 1000) for u, t in REAL], "milliseconds"),
         ([(1, 0.0), (1, 1.0), (1, 2.0), (2, 0.0), (2, 1.0), (3, 0.0)], "places in a sequence"),
+        ([(1, 3.0), (1, 7.0), (2, 0.0), (2, 41.0), (3, 9.0)], "places in a sequence"),
         ([(1, 8e8), (2, float("inf"))], "inf"),
     ],
 )
@@ -426,11 +435,69 @@ def test_seconds_pass() -> None:
 
 
 def test_scaled_times_are_refused_before_training(root: Path) -> None:
-    config = config_for(root, student="HSTU", normalize_all=True, exact_time=False)
-    with pytest.raises(KDError, match="normalisation"):
-        check_data(config, load_split(config))
+    scaled = {"normalize_all": False, "normalize_field": ["timestamp"]}
+    for more, said in (
+        (scaled, "normalisation"),
+        ({"exact_time": False}, "rounds them to minutes"),
+    ):
+        config = config_for(root, student="HSTU", **more)
+        with pytest.raises(KDError, match=said):
+            check_data(config, load_split(config))
     fine = config_for(root, student="HSTU", normalize_all=True)
     check_data(fine, load_split(fine))
+
+
+def test_wrong_options_are_refused_before_the_teacher_is_trained(root: Path) -> None:
+    config = options(root, epochs=1, teacher={"hidden_size": 8}, time_anchor="current")
+    for student, more, said in (
+        ("HSTU", {"relative_bias": "both"}, "relative_bias='both'"),
+        ("SASRec", {"loss_type": "BPR"}, "--loss_type=BPR"),
+    ):
+        config["student"] = {**SMALL[student], **more}
+        config.pop("time_anchor", None)
+        with pytest.raises(KDError, match=said):
+            run_recbole_kd("RCEKD", "tiny", student=student, teacher="SASRec", config_dict=config)
+        assert not list((root / "saved" / "tiny").glob("SASRec-*/result.json"))
+
+
+def test_a_teacher_of_seconds_is_not_asked_in_milliseconds(tmp_path: Path) -> None:
+    write_dataset(tmp_path, ml100k_rows())
+    trained = run(tmp_path, epochs=1, time_anchor="current", eval_targets="all")
+    write_dataset(tmp_path, [(u, i, t * 1000) for u, i, t in ml100k_rows()], "milli")
+    config = options(tmp_path, epochs=1, eval_targets="all")
+    config["student"] = {"hidden_size": 8, "inner_size": 8, "n_layers": 1, "n_heads": 1}
+    config["teacher"] = {"checkpoint": trained["checkpoints"]["student"]}
+    config |= {"rcekd_K": 5, "rcekd_L": 5, "rcekd_M": 10}
+    with pytest.raises(KDError, match="milliseconds"):
+        run_recbole_kd("RCEKD", "milli", student="SASRec", config_dict=config)
+
+
+def test_mixed_precision(root: Path) -> None:
+    for student, more in (("HSTU", {"loss_type": "full_softmax"}), ("HSTU", {}), ("SASRec", {})):
+        result = run(root, student, epochs=1, enable_amp=True, **more)
+        assert np.isfinite(result["best_valid_score"])
+
+
+def test_a_user_without_a_history(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, [*ml100k_rows(), ("lonely", "1", 880000000.0)])
+    result = run(root, epochs=1, **TIMELESS)
+    loaded = load_model(result["checkpoints"]["student"])
+    with pytest.raises(KDError, match="1 users without train interactions: lonely"):
+        loaded.recommend(["lonely"])
+
+
+def test_rows_of_a_users_latest_items_say_so(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for windows, said in (("last", True), ("all", False)):
+        caplog.clear()
+        run(root, epochs=1, state="INFO", train_windows=windows)
+        assert ("of the train interactions, the last 10 of each user" in caplog.text) is said
+
+
+def test_models_that_read_what_transforms_add(root: Path) -> None:
+    more = {"hidden_size": 8, "inner_size": 8, "n_layers": 1, "n_heads": 1}
+    config = {**options(root, epochs=1), "student": more}
+    result = run_recbole_kd("Scratch", "tiny", student="BERT4Rec", config_dict=config)
+    assert np.isfinite(result["test_result"]["ndcg@10"])
 
 
 def test_the_scorer_is_the_models_ranking(root: Path) -> None:

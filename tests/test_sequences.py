@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from recbole_kd.data import Split, load_split
 from recbole_kd.errors import KDError
 from recbole_kd.loaders import make_loaders, train_part
 from recbole_kd.sequences import ExactTime, FullSequenceDataset
+from recbole_kd.training import check_data
 
 NEXT = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full", "group_by": "user"}
 SPLITS = {
@@ -39,9 +39,8 @@ def rows_of(part: Any) -> dict[str, torch.Tensor]:
 
 def stock(config: KDConfig) -> list[Any]:
     """Parts of RecBole's own sequential data set; with exact times if the option says so."""
-    mixin = (ExactTime,) if config["exact_time"] else ()
     init_seed(config["split_seed"], True)
-    return type("Stock", (*mixin, SequentialDataset), {})(config).build()
+    return type("Stock", (ExactTime, SequentialDataset), {})(config).build()
 
 
 def histories(fields: dict[str, torch.Tensor]) -> list[list[int]]:
@@ -87,7 +86,6 @@ def test_memory_grows_with_the_interactions_alone(root: Path) -> None:
     held |= {id(v): v.numel() for v in split.train.sequences.interaction.values()}
     held |= {id(v): v.numel() for v in split.train.known.interaction.values()}
     assert sum(held.values()) < 15 * len(split.train.sequences)
-    gc.collect()
 
 
 def test_train_counts_every_interaction(root: Path) -> None:
@@ -149,6 +147,22 @@ def test_the_model_decides_the_rows(root: Path) -> None:
     assert counts["causal", "last"] == users
     longest = (split.history.counts[split.history.active_users()] - 2).div(6, rounding_mode="floor")
     assert counts["causal", "all"] == int((longest + 1).sum())
+
+
+def test_causal_rows_are_counted_in_users(root: Path) -> None:
+    chosen = config_for(root, student="SASRec", sequence_training="causal", train_batch_size=7)
+    assert config_for(root, student="SASRec", sequence_training="causal")["train_batch_size"] == 128
+    assert config_for(root, student="SASRec")["train_batch_size"] == 2048
+    assert chosen["train_batch_size"] == 7
+
+
+def test_a_model_that_looks_into_the_whole_table_gets_one(root: Path) -> None:
+    config = config_for(root, student="FEARec")
+    split = load_split(config)
+    part = train_part(config, split)
+    for field, values in rows_of(split.train).items():
+        assert torch.equal(part.inter_feat[field], values), field
+        assert torch.equal(rows_of(part)[field], values), field
 
 
 # -- nothing of the future ---------------------------------------------------------------------
@@ -400,7 +414,7 @@ def test_normalisation_leaves_times_alone(root: Path) -> None:
 def refusal(root: Path, **options: Any) -> str:
     def load() -> None:
         config = config_for(root, **{"student": "SASRec", **options})
-        make_loaders(config, load_split(config))
+        check_data(config, load_split(config))
 
     with pytest.raises(KDError) as caught:
         load()
@@ -426,6 +440,14 @@ def refusal(root: Path, **options: Any) -> str:
             {"filter_history": True, "eval_args": {**NEXT, "mode": "uni5"}},
             ["--filter_history=True", "uni5", "full"],
         ),
+        (
+            {"filter_history": True, "eval_targets": "all"},
+            ["--filter_history=True", "eval_targets=all", "eval_history"],
+        ),
+        (
+            {"student": "DIEN", "filter_history": "all", "eval_args": NEXT, "topk": [10]},
+            ["--filter_history=all", "DIEN"],
+        ),
         ({"student": "DIEN", "eval_targets": "all"}, ["--eval_targets=all", "DIEN", "next"]),
     ],
 )
@@ -444,6 +466,16 @@ def test_times_are_numbers(tmp_path: Path) -> None:
     assert "timestamp:float" in message
 
 
+def test_a_ready_made_split_of_the_past_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = sorted(ml100k_rows(), key=lambda row: row[2])
+    write_parts(tmp_path, [rows[300:], rows[:100], rows[100:300]])
+    files = {"benchmark_filename": ["train", "valid", "test"]}
+    load_split(config_for(tmp_path, name="parts", student="SASRec", **files, **KEPT))
+    assert "held-out interactions of the ready-made split are older" in caplog.text
+
+
 def test_a_missing_time_is_not_made_up(tmp_path: Path) -> None:
     rows = ml100k_rows()
     write_dataset(tmp_path, rows)
@@ -451,7 +483,10 @@ def test_a_missing_time_is_not_made_up(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     lines[5] = lines[5].rpartition("\t")[0] + "\t"
     path.write_text("\n".join(lines) + "\n")
-    assert f"timestamp is missing in 1 of {len(rows)}" in refusal(tmp_path)
+    for exact in (True, False):
+        assert f"timestamp is missing in 1 of {len(rows)}" in refusal(tmp_path, exact_time=exact)
+    # A random split does not ask for times.
+    assert len(load_split(config_for(tmp_path)).history.items)
 
 
 def test_a_user_with_one_interaction_is_named(

@@ -13,7 +13,14 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
-from recbole_kd.blocks import BIAS_KINDS, HSTUBlock, RelativeBias, length_groups, time_buckets
+from recbole_kd.blocks import (
+    BIAS_KINDS,
+    HSTUBlock,
+    RelativeBias,
+    length_groups,
+    next_values,
+    time_buckets,
+)
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import full_softmax, sampled_softmax
@@ -137,7 +144,7 @@ class HSTU(SequentialRecommender):
 
     @classmethod
     def check_data(cls, config: Any, history: UserHistory, timeless: bool) -> None:
-        """Refuse data that the model would misread, before it is trained.
+        """Refuse options and data that the model would misread, before anything is trained.
 
         Args:
             config: Options.
@@ -146,12 +153,18 @@ class HSTU(SequentialRecommender):
                 one ranking of all held-out items.
 
         Raises:
-            KDError: The bias reads time and there are no seconds to read, or ``time_anchor`` is
-                next and ``timeless``.
+            KDError: An option is not allowed; the bias reads time and there are no exact seconds to
+                read, or ``time_anchor`` is next and ``timeless``.
         """
+        _read(config)
         if not cls.reads_time(config):
             return
         instead = "relative_bias=position or none"
+        if config["exact_time"] is False:
+            raise KDError(
+                f"HSTU: relative_bias={config['relative_bias']} reads times, and exact_time=False "
+                f"rounds them to minutes; allowed are exact_time=True, or {instead}"
+            )
         check_history(history, f"data set {config['dataset']}", instead)
         if timeless and config["time_anchor"] == "next":
             raise KDError(
@@ -203,7 +216,8 @@ class HSTU(SequentialRecommender):
             Unit vectors, ``[B, T, D]``, zero on padding.
 
         Raises:
-            KDError: A time is needed and missing, or has lost its precision.
+            KDError: A time is needed and missing, or has lost its precision; a row is longer than
+                the table of positions.
         """
         slots, back, parts = items.shape[1], [], []
         for rows, states in self._groups(items, lengths, times, at):
@@ -215,6 +229,12 @@ class HSTU(SequentialRecommender):
         self, items: Tensor, lengths: Tensor, times: Tensor | None, at: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and states ``[G, t, D]`` by groups, each as wide as its longest row."""
+        longest = int(lengths.max()) if len(lengths) else 0
+        if longest > self.length:
+            raise KDError(
+                f"HSTU: found a sequence of {longest} items; allowed are up to {self.length} "
+                "(MAX_ITEM_LIST_LENGTH + output_slots)"
+            )
         clock = self._clock(lengths, times, at)
         for rows in length_groups(lengths):
             # The slots after the longest row would change nothing.
@@ -241,7 +261,7 @@ class HSTU(SequentialRecommender):
                 "HSTU: time_anchor=next reads the time of the request and found none; allowed "
                 "without it is time_anchor=current, or relative_bias=position or none"
             )
-        return _shifted(times, lengths, _exact("at", at)), times
+        return next_values(times, lengths, _exact("at", at)), times
 
     def _encode_group(
         self, items: Tensor, lengths: Tensor, clock: tuple[Tensor, ...] | None
@@ -312,7 +332,7 @@ class HSTU(SequentialRecommender):
         items = interaction[self.ITEM_SEQ][:, :longest]
         times, at = self._times(interaction)
         states = self.encode(items, lengths, None if times is None else times[:, :longest], at)
-        targets = _shifted(items, lengths, interaction[self.ITEM_ID])
+        targets = next_values(items, lengths, interaction[self.ITEM_ID])
         learns = torch.arange(items.shape[1], device=items.device) < lengths.unsqueeze(1)
         states, positives = states[learns], targets[learns]
         vectors, temperature = self.item_vectors(), self.options["temperature"]
@@ -347,12 +367,6 @@ class HSTU(SequentialRecommender):
     def _last_states(self, interaction: Interaction) -> Tensor:
         items, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         return self.forward(items, lengths, *self._times(interaction))
-
-
-def _shifted(values: Tensor, lengths: Tensor, last: Tensor) -> Tensor:
-    """Each slot's next value, ``[B, T]``; in the slot of a row's last item, ``last``, ``[B]``."""
-    following = values.roll(-1, dims=1)
-    return following.scatter(1, (lengths - 1).clamp_min(0).unsqueeze(1), last.unsqueeze(1))
 
 
 def _exact(name: str, times: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from recbole_kd import compat
+from recbole_kd.blocks import next_values
 from recbole_kd.errors import KDError
+from recbole_kd.history import UserHistory
 from recbole_kd.losses import full_softmax
 
 RecBoleSASRec: Any = compat.import_sequential_models().SASRec
@@ -25,9 +27,6 @@ class SASRec(RecBoleSASRec):
     Args:
         config: Options; RecBole's and ``sequence_training``.
         dataset: Train part.
-
-    Raises:
-        KDError: Causal training with a loss other than CE.
     """
 
     same_scores = True
@@ -37,10 +36,23 @@ class SASRec(RecBoleSASRec):
         super().__init__(config, dataset)
         self.causal = config["sequence_training"] == "causal"
         self.budget = int((config["memory_budget_gb"] or 0.1) * 2**30)
-        if self.causal and self.loss_type != "CE":
+
+    @staticmethod
+    def check_data(config: Any, history: UserHistory, timeless: bool) -> None:
+        """Refuse options the model cannot learn by, before anything is trained.
+
+        Args:
+            config: Options.
+            history: Train interactions.
+            timeless: Whether the model will be asked at no point in time.
+
+        Raises:
+            KDError: Causal training with a loss other than CE.
+        """
+        if config["sequence_training"] == "causal" and config["loss_type"] != "CE":
             raise KDError(
-                f"--loss_type={self.loss_type}: found sequence_training=causal, which learns from "
-                "all items; allowed is CE"
+                f"--loss_type={config['loss_type']}: found sequence_training=causal, which learns "
+                "from all items; allowed is CE"
             )
 
     def gather_indexes(self, output: Tensor, gather_index: Tensor) -> Tensor:
@@ -64,8 +76,7 @@ class SASRec(RecBoleSASRec):
         lengths = interaction[self.ITEM_SEQ_LEN]
         items = interaction[self.ITEM_SEQ][:, : int(lengths.max())]
         columns = torch.arange(items.shape[1], device=items.device)
-        targets = items.roll(-1, 1)
-        targets[torch.arange(len(items)), lengths - 1] = interaction[self.POS_ITEM_ID]
+        targets = next_values(items, lengths, interaction[self.POS_ITEM_ID])
         inside = columns < lengths.unsqueeze(1)
         states = self.forward(items, (columns + 1).expand_as(items))
         vectors, positives = self.item_embedding.weight, targets[inside]
