@@ -47,10 +47,11 @@ def _relative(argument: str) -> str:
     """Without the folders of the machine it ran on."""
     words = []
     for word in argument.split(" "):
-        path = Path(word)
+        option, equals, value = word.rpartition("=")
+        path = Path(value)
         if path.is_absolute():
-            word = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
-        words.append(word)
+            value = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+        words.append(option + equals + value)
     return " ".join(words)
 
 

@@ -327,7 +327,8 @@ def speed(chosen: Any) -> None:
 
 
 def _row(data: str, name: str, found: dict[str, Any], against: float) -> list[Any]:
-    ndcg = found.get("test", {}).get("ndcg@10")
+    # RecTools' script writes its own names.
+    ndcg = {k.lower(): v for k, v in found.get("test", {}).items()}.get("ndcg@10")
     best = found.get("seconds_to_best")
     return [
         data,
