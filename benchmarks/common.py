@@ -99,6 +99,8 @@ def distil(dataset: str, student: str, teacher: str, seed: int, options: Any, **
 
 
 def mean_spread(values: list[float]) -> str:
-    """Mean and sample standard deviation, as ``0.0150 ± 0.0002``."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    """Mean and sample standard deviation, as ``0.0150 ± 0.0002``; of one value, itself."""
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    spread = statistics.stdev(values)
     return f"{statistics.mean(values):.4f} ± {spread:.4f}"
