@@ -22,6 +22,21 @@ def first_rows(users: Tensor) -> Tensor:
     return order[new]
 
 
+def ragged(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs of neighbouring places, one after the other.
+
+    Args:
+        starts: First place of each run, ``[B]``, int64.
+        counts: Places of each run, ``[B]``, int64.
+
+    Returns:
+        Run and place of each, ``[sum(counts)]``, int64.
+    """
+    runs = torch.arange(len(counts)).repeat_interleave(counts)
+    within = torch.arange(len(runs)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return runs, starts.repeat_interleave(counts) + within
+
+
 @dataclass(frozen=True)
 class UserHistory:
     """Train interactions by user, compressed.
@@ -143,12 +158,8 @@ class UserHistory:
             ``scores``.
         """
         users = users.to(self.offsets.device)
-        start, counts = self.offsets[users], self.counts[users]
-        rows = torch.arange(len(users)).repeat_interleave(counts)
-        within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(
-            counts
-        )
-        columns = self.items[start.repeat_interleave(counts) + within].long()
+        rows, places = ragged(self.offsets[users], self.counts[users])
+        columns = self.items[places].long()
         scores[rows.to(scores.device), columns.to(scores.device)] = -torch.inf
         return scores
 

@@ -54,7 +54,7 @@ class NextItemEvalLoader(UserBatchEvalLoader):
         if not kept:
             return rows, None, users, items
         if kept == "all":
-            return rows, self._dataset.before(rows, index), users, items
+            return rows, self._dataset.before(index), users, items
         lists = rows[self.iid_field + self.config["LIST_SUFFIX"]]
         owner, column = lists.nonzero(as_tuple=True)
         return rows, (owner, lists[owner, column]), users, items

@@ -18,7 +18,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_kd.errors import KDError
-from recbole_kd.history import first_rows
+from recbole_kd.history import first_rows, ragged
 
 PLACE = "place_in_sequences"
 """Field of a row: place of its target among all interactions by user and time."""
@@ -176,21 +176,18 @@ class FullSequenceDataset(SequentialDataset):
                 lists[getattr(self, f"{field}_list_field")] = found
         rows.update(Interaction(lists))
 
-    def before(self, rows: Interaction, targets: Any) -> tuple[Tensor, Tensor]:
+    def before(self, targets: Any) -> tuple[Tensor, Tensor]:
         """All items that stand before the targets of some rows.
 
         Args:
-            rows: Rows as they were read.
-            targets: Their indices.
+            targets: Indices of the rows.
 
         Returns:
             Row and item id of each, ``[N]``, int64.
         """
         places = self.inter_feat[PLACE][targets]
         ranks = self.ranks[places]
-        owner = torch.arange(len(rows)).repeat_interleave(ranks)
-        within = torch.arange(len(owner)) - (ranks.cumsum(0) - ranks).repeat_interleave(ranks)
-        where = (places - ranks).repeat_interleave(ranks) + within
+        owner, where = ragged(places - ranks, ranks)
         return owner, self.sequences[self.iid_field][where]
 
     def windows(self, kind: str) -> FullSequenceDataset:

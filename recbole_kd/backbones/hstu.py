@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -189,7 +189,7 @@ class HSTU(SequentialRecommender):
     @property
     def uses_time(self) -> bool:
         """Whether the relative bias reads times."""
-        return "time" in self.options["relative_bias"]
+        return self.reads_time(self.options)
 
     @property
     def needs_request_time(self) -> bool:
@@ -219,11 +219,11 @@ class HSTU(SequentialRecommender):
             KDError: A time is needed and missing, or has lost its precision; a row is longer than
                 the table of positions.
         """
-        slots, back, parts = items.shape[1], [], []
-        for rows, states in self._groups(items, lengths, times, at):
-            back.append(rows)
-            parts.append(F.pad(states, (0, 0, 0, slots - states.shape[1])))
-        return torch.cat(parts)[torch.cat(back).argsort()]
+        slots = items.shape[1]
+        groups = self._groups(items, lengths, times, at)
+        return _in_order(
+            (rows, F.pad(states, (0, 0, 0, slots - states.shape[1]))) for rows, states in groups
+        )
 
     def _groups(
         self, items: Tensor, lengths: Tensor, times: Tensor | None, at: Tensor | None
@@ -303,11 +303,9 @@ class HSTU(SequentialRecommender):
         Raises:
             KDError: A time is needed and missing.
         """
-        back, parts = [], []
-        for rows, states in self._groups(items, lengths, times, at):
-            back.append(rows)
-            parts.append(self.gather_indexes(states, (lengths[rows] - 1).clamp_min(0)))
-        return torch.cat(parts)[torch.cat(back).argsort()]
+        last = (lengths - 1).clamp_min(0)
+        groups = self._groups(items, lengths, times, at)
+        return _in_order((rows, self.gather_indexes(states, last[rows])) for rows, states in groups)
 
     def item_vectors(self) -> Tensor:
         """Item vectors, ``[n_items, D]``, of unit length unless ``item_l2_norm`` is off."""
@@ -367,6 +365,12 @@ class HSTU(SequentialRecommender):
     def _last_states(self, interaction: Interaction) -> Tensor:
         items, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         return self.forward(items, lengths, *self._times(interaction))
+
+
+def _in_order(groups: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """What was made by groups, given with the rows of each, in the order of the rows."""
+    rows, parts = zip(*groups, strict=True)
+    return torch.cat(parts)[torch.cat(rows).argsort()]
 
 
 def _exact(name: str, times: Tensor) -> Tensor:
