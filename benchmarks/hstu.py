@@ -159,16 +159,14 @@ def quality(chosen: Any) -> None:
 def compare(
     chosen: Any,
     variants: dict[str, tuple[str, dict[str, Any]]],
-    name: str,
+    file: str,
     show_test: bool = True,
 ) -> None:
     """Train all variants with all seeds, writing the table after each run."""
     need_data("Beauty", chosen.data_path, chosen.raw, "sequences")
     names = [n for n in variants if not chosen.variants or n in chosen.variants]
-    out = _out(chosen, name)
-    found: dict[str, list[dict[str, Any]]] = {}
-    if out.with_suffix(".json").is_file():
-        found = json.loads(out.with_suffix(".json").read_text())
+    out = _out(chosen, file)
+    found = _found(out)
     for seed in chosen.seeds:
         for name in names:
             model, options = variants[name]
@@ -218,9 +216,7 @@ def citeulike(chosen: Any) -> None:
         "student": (0.0262, 0.0159, 0.0371, 0.0189),
     }
     out = _out(chosen, "citeulike")
-    found: dict[str, list[dict[str, Any]]] = {}
-    if out.with_suffix(".json").is_file():
-        found = json.loads(out.with_suffix(".json").read_text())
+    found = _found(out)
     for seed in chosen.seeds:
         for name in chosen.models:
             recipe = {} if name == "student" else {"recipe": "teacher"}
@@ -384,6 +380,12 @@ def _scaled(chosen: Any, folder: str, users: int, length: int) -> list[Any]:
     targets, seconds = users * length, found["seconds_per_epoch"]
     per_target = f"{seconds / targets * 1e6:.1f}"
     return [users, length, targets, f"{seconds:.2f}", per_target, f"{found['peak_rss_mib']:.0f}"]
+
+
+def _found(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """The runs of earlier calls, by model."""
+    path = out.with_suffix(".json")
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _out(chosen: Any, name: str) -> Path:
