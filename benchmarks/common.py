@@ -16,17 +16,21 @@ from typing import Any
 
 import torch
 
-from recbole_kd import run_recbole_kd
+from recbole_kd import run_recbole_kd, training
+from recbole_kd.config import KDConfig
 from recbole_kd.convert import convert
+from recbole_kd.data import Split
+from recbole_kd.loaders import make_loaders
+from recbole_kd.methods.base import Distiller
+from recbole_kd.scoring import scorer_for
+from recbole_kd.teacher import FrozenTeacher
+from recbole_kd.trainer import make_trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def provenance(seeds: list[int]) -> str:
     """Command, date, versions and machine of a result, as Markdown lines."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     libraries = ", ".join(
         f"{name} {importlib.metadata.version(name)}"
         for name in ("recbole-kd", "recbole", "torch", "numpy", "pandas", "scipy")
@@ -34,7 +38,7 @@ def provenance(seeds: list[int]) -> str:
     return "\n".join(
         [
             f"- command: `python {shlex.join([_relative(a) for a in sys.argv])}`",
-            f"- date: {date.today()}, commit {commit or 'unknown'}",
+            f"- date: {date.today()}, commit {commit() or 'unknown'}",
             f"- {libraries}, Python {platform.python_version()}",
             f"- {platform.machine()}, {torch.get_num_threads()} threads, "
             f"{'CUDA' if torch.cuda.is_available() else 'no GPU'}",
@@ -78,10 +82,18 @@ def need_data(name: str, data_path: str, raw: str | None, form: str) -> None:
     print(convert(form, raw, folder).summary())
 
 
-def distil(dataset: str, student: str, teacher: str, seed: int, options: Any, **more: Any) -> Any:
-    """One RCE-KD run, which goes on if it was stopped, and the seconds of each of its epochs."""
+def distil(
+    dataset: str,
+    student: str,
+    teacher: str,
+    seed: int,
+    options: Any,
+    method: str = "RCEKD",
+    **more: Any,
+) -> Any:
+    """One distillation run, which goes on if it was stopped, and the seconds of its epochs."""
     result = run_recbole_kd(
-        "RCEKD",
+        method,
         dataset,
         student=student,
         teacher=teacher,
@@ -96,6 +108,44 @@ def distil(dataset: str, student: str, teacher: str, seed: int, options: Any, **
     )
     log = (Path(result["checkpoints"]["student"]).parent / "metrics.jsonl").read_text()
     return result, [sum(json.loads(line)["seconds"].values()) for line in log.splitlines()]
+
+
+def measure(
+    config: KDConfig,
+    split: Split,
+    epochs: int,
+    method: type[Distiller] | None = None,
+    teacher: FrozenTeacher | None = None,
+) -> list[dict]:
+    """Seconds of refresh, training and evaluation of some epochs, after one that is not counted."""
+    model = training.build_plain(config, split)
+    scorer = scorer_for(model, split.history)
+    if method is not None and teacher is not None:
+        model = method(config, split.train, model, scorer, teacher, split.history)
+    train, valid, _ = make_loaders(config, split)
+    trainer = make_trainer(config, model, None)
+    trainer._train_data = train
+    trainer.eval_collector.data_collect(train)
+    records = []
+    for epoch in range(epochs + 1):
+        trainer._train_epoch(train, epoch)
+        seconds = dict(trainer._record["seconds"])
+        trainer._valid_epoch(valid)
+        seconds["eval"] = trainer._record["seconds"]["eval"]
+        trainer._record = {}
+        records.append(seconds)
+    return records[1:]
+
+
+def commit() -> str:
+    """The commit that is checked out."""
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def whole_numbers(text: str) -> list[int]:
+    """``0,1,2`` as a list."""
+    return [int(word) for word in text.split(",")]
 
 
 def mean_spread(values: list[float]) -> str:

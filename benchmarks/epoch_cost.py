@@ -19,18 +19,15 @@ from statistics import median_high
 from typing import Any
 
 import torch
-from common import need_data, parser, provenance
+from common import measure, need_data, parser, provenance
 from tabulate import tabulate
 
 from recbole_kd import training
 from recbole_kd.config import KDConfig
 from recbole_kd.data import load_split
-from recbole_kd.loaders import make_loaders
 from recbole_kd.methods.rcekd import RCEKD
 from recbole_kd.options import Sources
-from recbole_kd.scoring import scorer_for
 from recbole_kd.teacher import FrozenTeacher
-from recbole_kd.trainer import make_trainer
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "citeulike": {"teacher.embedding_size": 400, "rcekd_K": 50, "rcekd_L": 50, "rcekd_M": 200},
@@ -65,27 +62,6 @@ def config_for(dataset: str, options: Any, role: str = "student", **more: Any) -
     }
     sources = Sources.collect("RCEKD", dataset, "BPR", "BPR", options=given)
     return KDConfig(sources, role)
-
-
-def measure(config: KDConfig, split: Any, teacher: FrozenTeacher | None, epochs: int) -> list[dict]:
-    """Seconds of refresh, training and evaluation of some epochs, after one that is not counted."""
-    model = training.build_plain(config, split)
-    scorer = scorer_for(model, split.history)
-    if teacher is not None:
-        model = RCEKD(config, split.train, model, scorer, teacher, split.history)
-    train, valid, _ = make_loaders(config, split)
-    trainer = make_trainer(config, model, None)
-    trainer._train_data = train
-    trainer.eval_collector.data_collect(train)
-    records = []
-    for epoch in range(epochs + 1):
-        trainer._train_epoch(train, epoch)
-        seconds = dict(trainer._record["seconds"])
-        trainer._valid_epoch(valid)
-        seconds["eval"] = trainer._record["seconds"]["eval"]
-        trainer._record = {}
-        records.append(seconds)
-    return records[1:]
 
 
 def reference(command: str) -> float:
@@ -149,7 +125,7 @@ def time_all(options: Any, folder: str) -> Timings:
     split = load_split(config_for(options.dataset, options))
     more = {"teacher.epochs": 1, "checkpoint_dir": folder}
     teacher_config = config_for(options.dataset, options, "teacher", **more)
-    trained = training.train_alone(teacher_config, split)
+    trained = training.train_cached(teacher_config, split)
     ids = (torch.arange(split.history.n_users), torch.arange(split.history.n_items))
     teacher = FrozenTeacher(trained.scorer, *ids, split.history)
     started = time.perf_counter()
@@ -158,11 +134,11 @@ def time_all(options: Any, folder: str) -> Timings:
     for _ in range(options.rounds):
         if options.reference:
             found.others.append(reference(options.reference))
-        found.plain += measure(config_for(options.dataset, options), split, None, options.epochs)
+        found.plain += measure(config_for(options.dataset, options), split, options.epochs)
         for name, (rows, every) in VARIANTS.items():
             config = config_for(options.dataset, options, kd_rows=rows, refresh_every=every)
             epochs = 3 * max(1, options.epochs // 3)  # whole refresh periods
-            found.ours[name] += measure(config, split, teacher, epochs)
+            found.ours[name] += measure(config, split, epochs, RCEKD, teacher)
     return found
 
 

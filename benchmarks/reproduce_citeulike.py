@@ -1,118 +1,150 @@
-"""The RCE-KD paper's CiteULike row: teacher, scratch student, RCE-KD, over several seeds.
+"""The RCE-KD paper's CiteULike rows: teacher, scratch student and every method, over several seeds.
+
+    python benchmarks/reproduce_citeulike.py --pair=MF-MF --methods=all --seeds=0,1,2
 
 Paper's protocol (``--protocol=rcekd``): ready-made split, all items but the user's train items
-ranked, early stopping on validation NDCG@10 with patience 30. A run that was stopped goes on.
+ranked, early stopping on validation NDCG@10 with patience 30. A run that was stopped goes on; the
+result keeps the runs of earlier calls, so that methods and seeds can be run one by one.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import median_high
+from statistics import mean, median_high
 from typing import Any
 
 import torch
-from common import distil, mean_spread, need_data, parser, provenance
+from common import commit, distil, mean_spread, need_data, parser, provenance, whole_numbers
 from tabulate import tabulate
+
+from recbole_kd.registry import SCRATCH, method_names
 
 PAIRS = {"MF-MF": ("BPR", "BPR")}
 METRICS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
 PAPER = {
-    # Table 1 of arXiv 2509.20989, CiteULike.
+    # Table 1 of arXiv 2509.20989, CiteULike; in the order of the table.
     "MF-MF": {
         "teacher": (0.0283, 0.0155, 0.0442, 0.0198),
-        "student, from scratch": (0.0177, 0.0098, 0.0284, 0.0128),
-        "student, RCE-KD": (0.0278, 0.0152, 0.0431, 0.0194),
+        "scratch": (0.0177, 0.0098, 0.0284, 0.0128),
+        "CD": (0.0239, 0.0131, 0.0347, 0.0158),
+        "RRD": (0.0251, 0.0135, 0.0362, 0.0169),
+        "DCD": (0.0254, 0.0136, 0.0375, 0.0173),
+        "HetComp": (0.0255, 0.0135, 0.0391, 0.0177),
+        "TARec": (0.0254, 0.0133, 0.0380, 0.0171),
+        "RCEKD": (0.0278, 0.0152, 0.0431, 0.0194),
     }
 }
 
+Runs = dict[str, dict[str, dict[str, Any]]]
+"""Name in the table -> seed -> what was measured."""
 
-def run(pair: str, seed: int, options: Any) -> dict[str, Any]:
-    """One seed: all three models."""
+
+def run(pair: str, method: str, seed: int, options: Any) -> dict[str, dict[str, Any]]:
+    """One seed of a method; what was measured of it, of its teacher and of the scratch student."""
     teacher, student = PAIRS[pair]
-    result, seconds = distil(
-        "citeulike", student, teacher, seed, options, protocol="rcekd", recipe=options.recipe
-    )
+    more = {"protocol": "rcekd", "recipe": options.recipe}
+    result, seconds = distil("citeulike", student, teacher, seed, options, method, **more)
+    best = result["best_epoch"]
     return {
-        "seed": seed,
-        "teacher": result["teacher_test_result"],
-        "student, from scratch": result["scratch_test_result"],
-        "student, RCE-KD": result["test_result"],
-        "best_valid": result["best_valid_score"],
-        "best_epoch": result["best_epoch"],
-        "epochs": len(seconds),
-        "seconds_per_epoch": median_high(seconds),
-        "seconds_to_best_epoch": sum(seconds[: result["best_epoch"] + 1]),
+        "teacher": {"test": result["teacher_test_result"]},
+        "scratch": {"test": result["scratch_test_result"]},
+        method: {
+            "test": result["test_result"],
+            "best_valid": result["best_valid_score"],
+            "best_epoch": best,
+            "epochs": len(seconds),
+            "seconds_per_epoch": median_high(seconds),
+            "seconds_to_best_epoch": sum(seconds[: best + 1]),
+            "commit": commit(),
+        },
     }
 
 
-def write(pair: str, runs: list[dict[str, Any]], options: Any) -> Path:
-    """The result as Markdown and JSON."""
+def summary(pair: str, runs: Runs) -> str:
+    """One line a model and one of the paper, as Markdown; the best first."""
+    paper = PAPER[pair]
+    found = {
+        name: mean(r["test"]["ndcg@10"] for r in by_seed.values()) for name, by_seed in runs.items()
+    }
+    methods = sorted(set(runs) - {"teacher", "scratch"}, key=lambda name: -found[name])
     lines = []
-    for role, paper in PAPER[pair].items():
-        values = [mean_spread([r[role][m] for r in runs]) for m in METRICS]
-        lines.append([role, *values])
-        lines.append(["  paper", *(f"{v:.4f}" for v in paper)])
-    share = [
-        mean_spread([r["student, RCE-KD"][m] / r["teacher"][m] for r in runs]) for m in METRICS
-    ]
-    lines.append(["RCE-KD / its teacher", *share])
-    table = tabulate(lines, headers=["model", *METRICS], tablefmt="github", disable_numparse=True)
-    per_seed = tabulate(
-        [
-            [
-                r["seed"],
-                *(f"{r[role]['ndcg@10']:.5f} / {r[role]['ndcg@20']:.5f}" for role in PAPER[pair]),
-                f"{r['best_valid']:.5f}",
-                r["best_epoch"],
-                f"{r['seconds_per_epoch']:.2f}",
-                f"{r['seconds_to_best_epoch']:.0f}",
+    for name in ("teacher", *methods, "scratch"):
+        by_seed = list(runs[name].values())
+        tests = [mean_spread([r["test"][m] for r in by_seed]) for m in METRICS]
+        rest = ["", "", ""]
+        if name in methods:
+            rest = [
+                f"{mean(r['best_valid'] for r in by_seed):.4f}",
+                f"{mean(r['best_epoch'] for r in by_seed):.0f}",
+                f"{median_high(r['seconds_per_epoch'] for r in by_seed):.2f}",
             ]
-            for r in runs
-        ],
-        headers=[
-            "seed",
-            *(f"{role}: test N@10 / N@20" for role in PAPER[pair]),
-            "RCE-KD: valid N@10",
-            "best epoch",
-            "s/epoch (median)",
-            "s to best epoch",
-        ],
-        tablefmt="github",
-        disable_numparse=True,
-    )
-    out = Path(options.out or "results/citeulike")
-    out.mkdir(parents=True, exist_ok=True)
-    name = pair if options.recipe == "auto" else f"{pair}-{options.recipe}"
+        lines.append([name, *tests, *rest, ", ".join(sorted(runs[name]))])
+        if name in paper:
+            share = f"{found[name] / paper[name][1] - 1:+.0%} NDCG@10"
+            lines.append(["  paper", *(f"{v:.4f}" for v in paper[name]), share, "", "", ""])
+    headers = ["model", *METRICS, "valid ndcg@10", "best epoch", "s/epoch", "seeds"]
+    return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def per_seed(runs: Runs) -> str:
+    """Test NDCG@10 / NDCG@20 of every run, as Markdown."""
+    seeds = sorted({seed for by_seed in runs.values() for seed in by_seed}, key=int)
+    lines = []
+    for name, by_seed in runs.items():
+        cells = []
+        for seed in seeds:
+            test = by_seed[seed]["test"] if seed in by_seed else None
+            cells.append(f"{test['ndcg@10']:.5f} / {test['ndcg@20']:.5f}" if test else "")
+        commits = {r["commit"] for r in by_seed.values() if "commit" in r}
+        lines.append([name, *cells, ", ".join(sorted(commits))])
+    headers = ["NDCG@10 / NDCG@20", *(f"seed {s}" for s in seeds), "commit"]
+    return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def write(pair: str, runs: Runs, options: Any) -> None:
+    """The result as Markdown and JSON."""
+    path = result_file(pair, options)
+    seeds = sorted({int(seed) for by_seed in runs.values() for seed in by_seed})
     text = (
         f"# CiteULike, {pair}, recipe {options.recipe}\n\nMean ± sample standard deviation over "
-        f"{len(runs)} seeds; test metrics of the best validation epoch.\n\n"
-        f"{table}\n\n{per_seed}\n\n"
-        f"{provenance([r['seed'] for r in runs])}\n- protocol: rcekd (ready-made split; validation "
-        "items stay in the test ranking; patience 30 on validation NDCG@10)\n"
-        + (f"- {options.note}\n" if options.note else "")
+        "the seeds named; test metrics of the best validation epoch.\n\n"
+        f"{summary(pair, runs)}\n\n{per_seed(runs)}\n\n{provenance(seeds)}\n"
+        "- protocol: rcekd (ready-made split; validation items stay in the test ranking; patience "
+        "30 on validation NDCG@10)\n" + (f"- {options.note}\n" if options.note else "")
     )
-    path = out / f"{name}.md"
-    path.write_text(text, encoding="utf-8")
-    (out / f"{name}.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    path.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
     print(text)
-    return path
+
+
+def result_file(pair: str, options: Any) -> Path:
+    """Where the runs of all calls are kept."""
+    name = pair if options.recipe == "auto" else f"{pair}-{options.recipe}"
+    return Path(options.out or "results/citeulike") / f"{name}.json"
 
 
 def main() -> None:
-    """Run all seeds, writing the table after each."""
+    """Run all methods and seeds, writing the table after each."""
     options = parser(__doc__ or "")
     options.add_argument("--pair", choices=sorted(PAIRS), default="MF-MF")
+    options.add_argument("--methods", default="RCEKD", help="all, or names with commas between")
     options.add_argument("--recipe", default="auto", help="auto, or a variant such as released")
-    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--seeds", type=whole_numbers, default=[0, 1, 2], help="such as 0,1,2")
     options.add_argument("--raw", default=None, help="users.dat of citeulike-t")
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     need_data("citeulike", chosen.data_path, chosen.raw, "citeulike")
-    runs = []
-    for seed in chosen.seeds:
-        runs.append(run(chosen.pair, seed, chosen))
-        write(chosen.pair, runs, chosen)
+    known = [name for name in method_names() if name != SCRATCH]
+    methods = known if chosen.methods == "all" else chosen.methods.split(",")
+    file = result_file(chosen.pair, chosen)
+    runs: Runs = json.loads(file.read_text()) if file.is_file() else {}
+    for method in methods:
+        for seed in chosen.seeds:
+            for name, measured in run(chosen.pair, method, seed, chosen).items():
+                runs.setdefault(name, {})[str(seed)] = measured
+            write(chosen.pair, runs, chosen)
 
 
 if __name__ == "__main__":

@@ -124,6 +124,21 @@ def file_in(path: str | Path, name: str = "best.pt") -> Path:
     return path / name if path.is_dir() else path
 
 
+def epoch_file(folder: Path, epoch: int) -> Path:
+    """Where a run keeps the model of an epoch, see the option ``save_every``."""
+    return folder / "epochs" / f"{epoch:04d}.pt"
+
+
+def epoch_files(folder: Path | None) -> list[Path]:
+    """The models of earlier epochs that a run keeps, oldest first.
+
+    Args:
+        folder: The run's folder; ``None``: it has none.
+    """
+    found = [] if folder is None else (folder / "epochs").glob("*.pt")
+    return sorted((f for f in found if f.stem.isdigit()), key=lambda file: int(file.stem))
+
+
 def digest(path: Path) -> str:
     """Digest of a file's bytes."""
     return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()

@@ -40,7 +40,15 @@ from recbole_kd.defaults import (
 )
 from recbole_kd.errors import KDError
 from recbole_kd.keys import SECTION_KEYS, model_keys
-from recbole_kd.options import ROLE_SECTIONS, Layer, SafeLoader, Sources, flatten, parse_value
+from recbole_kd.options import (
+    ROLE_SECTIONS,
+    SECTIONS,
+    Layer,
+    SafeLoader,
+    Sources,
+    flatten,
+    parse_value,
+)
 from recbole_kd.registry import SCRATCH, backbone_class, short_name
 
 RATIO_SPLIT = {
@@ -141,9 +149,12 @@ class KDConfig(Config):
             (f"model/{model}.yaml", model_defaults(self.import_path)),
             (f"dataset/{dataset}.yaml", shipped("dataset", f"{dataset}.yaml")),
         ]
-        if self.method != SCRATCH:
-            name = short_name(self.method)
-            candidates.append((f"method/{name}.yaml", method_defaults(self.method)))
+        if self.sources.method != SCRATCH:
+            # A method asks something of the other roles only in their sections.
+            name, values = short_name(self.sources.method), method_defaults(self.sources.method)
+            if self.method == SCRATCH:
+                values = {k: v for k, v in values.items() if k in SECTIONS}
+            candidates.append((f"method/{name}.yaml", values))
         if protocol:
             candidates.append((f"protocol {protocol}", protocol_options(protocol)))
         layers = [Layer(origin, values) for origin, values in candidates if values is not None]
@@ -211,7 +222,8 @@ class KDConfig(Config):
             self.positive_int(key)
         if "embedding_size" in self.final_config_dict:
             self.positive_int("embedding_size")
-        for key in ("seed", "split_seed", "stopping_step", "eval_step", "metric_decimal_place"):
+        whole = ("seed", "split_seed", "stopping_step", "eval_step", "save_every")
+        for key in (*whole, "metric_decimal_place"):
             self.whole_number(key)
         for key in ("weight_decay", "adam_eps", "save_last_seconds", "min_token_overlap"):
             self.number(key, low=0)
@@ -338,9 +350,11 @@ class KDConfig(Config):
 
     def learning_keys(self) -> set[str]:
         """Keys that model, method and training read, as opposed to paths, logs and data files."""
-        keys = SECTION_KEYS - {"save_last_seconds"} | model_keys(self.import_path, "--model")
+        keys = SECTION_KEYS - {"save_every", "save_last_seconds"} | model_keys(
+            self.import_path, "--model"
+        )
         if self.method != SCRATCH:
-            keys |= set(method_defaults(self.method))
+            keys |= set(method_defaults(self.method)) - set(SECTIONS)
         return keys
 
     def resolved(self) -> dict[str, Any]:

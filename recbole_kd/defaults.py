@@ -42,10 +42,11 @@ def protocol_options(name: str) -> dict[str, Any]:
 
 def method_defaults(method: str) -> dict[str, Any]:
     """The shipped defaults of a method; an outside class brings ``defaults`` as an attribute."""
-    values = shipped("method", f"{short_name(method)}.yaml")
+    own = getattr(method_class(method), "defaults", None) if ":" in method else None
+    values = own if own is not None else shipped("method", f"{short_name(method)}.yaml")
     if values is None:
-        values = nest(getattr(method_class(method), "defaults", {}))
-    return values
+        values = getattr(method_class(method), "defaults", {})
+    return nest(values)
 
 
 def model_defaults(name: str) -> dict[str, Any] | None:

@@ -59,6 +59,7 @@ SECTION_KEYS = {
     "enable_scaler",
     "transform",
     "valid_metric",
+    "save_every",
     "save_last_seconds",
 }
 """Training keys that a section may set for one role."""
@@ -91,7 +92,7 @@ def known_keys(sources: Sources) -> dict[str | None, set[str]]:
     student = model_keys(sources.student, "--student")
     teacher, teacher_section = set(), set()
     if sources.method != SCRATCH:
-        run |= set(method_defaults(sources.method))
+        run |= set(method_defaults(sources.method)) - set(SECTIONS)
         teacher_section = {"checkpoint"}
         # A checkpoint brings all the options of the model in it.
         if not sources.get("checkpoint", "teacher"):

@@ -6,6 +6,7 @@ Axis order is ``[B, K]``, rows first. Nothing here exponentiates a raw score, so
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -59,17 +60,62 @@ def soft_cross_entropy(
     return -(targets * log_probabilities).sum(dim=-1)
 
 
-def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Mean of per-row losses, a row counting ``weights`` times.
+def listwise(ordered: Tensor, tail: Tensor, floor: float = 0.0) -> Tensor:
+    """Negative log-likelihood of an order: every item above all later ones and above a tail.
+
+    Plackett-Luce with a tail, the relaxed ranking loss of Kang et al. (DE-RRD, CIKM 2020):
+    ``sum_k log(sum_{j >= k} exp(x_j) + exp(tail)) - x_k``.
 
     Args:
-        losses: One loss a row, ``[B]``.
-        weights: How many rows each stands for, ``[B]``.
+        ordered: Student scores, the one to be ranked first in front, ``[B, K]``.
+        tail: Log of the summed exponentials of the items to be ranked below, ``[B]`` or ``[B, 1]``.
+        floor: Least value of a sum of exponentials (HetComp's released code: 1e-5); 0: none.
 
     Returns:
-        Scalar; 0 with a gradient of 0 where there is no row.
+        One loss a row, ``[B]``.
     """
-    return (losses * weights).sum() / weights.sum().clamp_min(1)
+    below = ordered.flip(1).logcumsumexp(1).flip(1)
+    below = torch.logaddexp(below, tail.view(-1, 1))
+    return (at_least(below, floor) - ordered).sum(1)
+
+
+def at_least(log_sums: Tensor, floor: float) -> Tensor:
+    """Logs of sums, as if no sum were below ``floor``; 0 leaves them as they are."""
+    return log_sums if floor == 0 else log_sums.clamp_min(math.log(floor))
+
+
+def relaxed_ranking(ordered: Tensor, others: Tensor, clamp: float | None = None) -> Tensor:
+    """:func:`listwise`, the tail being some items without order among themselves.
+
+    Args:
+        ordered: Student scores, the one to be ranked first in front, ``[B, K]``.
+        others: Student scores of the items to be ranked below, ``[B, L]``.
+        clamp: Upper limit of all scores, above which no gradient flows (the released code: 80).
+
+    Returns:
+        One loss a row, ``[B]``.
+    """
+    if clamp is not None:
+        ordered, others = ordered.clamp(max=clamp), others.clamp(max=clamp)
+    return listwise(ordered, others.logsumexp(1))
+
+
+def log_sigmoid(logits: Tensor, floor: float = 0.0) -> Tensor:
+    """``log(sigmoid(x) + floor)``, exact for scores of any size.
+
+    Args:
+        logits: Scores of any shape.
+        floor: What the released codes of CD and UnKD add, 1e-10; 0: nothing.
+    """
+    plain = torch.nn.functional.logsigmoid(logits)
+    if floor == 0:
+        return plain
+    return torch.logaddexp(plain, plain.new_tensor(math.log(floor)))
+
+
+def squared_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Squared distance of vectors, ``[n, D]`` each, summed over dimensions: ``[n]``."""
+    return (found - wanted).square().sum(1)
 
 
 def sampled_softmax(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +230,10 @@ class Sources:
             values = layer.values.get(section, {}) if section else layer.values
             found = values.get(key, found)
         return found
+
+    def with_layer(self, origin: str, values: dict[str, Any]) -> Sources:
+        """The same with one more source, which wins over all."""
+        return replace(self, layers=[*self.layers, Layer(origin, values)])
 
 
 def _take_names(layers: Iterable[Layer]) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,17 @@ from recbole_kd.data import Split, load_split
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.keys import check_keys
+from recbole_kd.loaders import train_part
+from recbole_kd.methods.base import NEEDS
 from recbole_kd.options import Sources
-from recbole_kd.registry import method_class, recbole_class, short_name
-from recbole_kd.scoring import Scorer, require_factorised, scorer_for
+from recbole_kd.registry import method_class, methods_without, recbole_class, short_name
+from recbole_kd.scoring import (
+    Scorer,
+    factorised_names,
+    is_factorised,
+    require_factorised,
+    scorer_for,
+)
 from recbole_kd.teacher import FrozenTeacher, join_tokens, report_overlap
 
 
@@ -78,6 +87,10 @@ def _refuse_distributed(sources: Sources) -> None:
             layer.values.pop(key, None)
 
 
+Ids = tuple[torch.Tensor, torch.Tensor]
+"""Teacher id of every user and item id of the student, -1 where unknown."""
+
+
 @dataclass
 class TeacherParts:
     """A frozen teacher with what the report says of it; ``note`` where it was tested otherwise."""
@@ -127,7 +140,7 @@ class Run:
             if config is not None:
                 training.check_data(config, self.split)
         if self.method is not None:
-            require_factorised(self.config.model_class, self.config["model"])
+            self._check_pair()
             self.method.check(self.config, self.split.history)
         self.log.info(
             "%s: %d users, %d items, %s train/valid/test interactions",
@@ -142,7 +155,7 @@ class Run:
     def alone(self) -> dict[str, Any]:
         """Train the student without a teacher."""
         if self.config["resume"] == "auto":
-            trained = training.train_alone(self.config, self.split, self.saved)
+            trained = training.train_cached(self.config, self.split, self.saved)
         else:
             trained = self._train(self._folder(self.config["model"]))
         return self._finish(trained, None, None)
@@ -150,20 +163,49 @@ class Run:
     def distilled(self) -> dict[str, Any]:
         """Teacher, scratch student, distilled student."""
         teacher = self._teacher()
+        assert self.method is not None
+        self.method.check_teacher(self.config, teacher.frozen)
         scratch = None
         if self.scratch_config is not None:
-            scratch = training.train_alone(self.scratch_config, self.split, self.saved)
-        more = {
-            "method": self.config.method,
-            "teacher": {"model": teacher.name, "digest": teacher.digest},
-        }
+            scratch = training.train_cached(self.scratch_config, self.split, self.saved)
+        assistant = self._assistant(teacher)
+        guide = assistant or teacher
         name = f"{short_name(self.config.method)}-{self.config['model']}-{teacher.name}"
         trained = self._train(
-            self._folder(name, teacher.digest),
-            wrap=lambda model, scorer: self._wrap(model, scorer, teacher.frozen),
-            more=more,
+            self._folder(name, guide.digest), **self._wrapping(self.config, guide)
         )
-        return self._finish(trained, teacher, scratch)
+        return self._finish(trained, teacher, scratch, assistant)
+
+    def _assistant(self, teacher: TeacherParts) -> TeacherParts | None:
+        """A student between teacher and student, distilled first, if the method wants one."""
+        assert self.method is not None
+        factors = teacher.frozen.factors()
+        changes = self.method.assistant(self.config, 0 if factors is None else factors[1].shape[1])
+        if changes is None:
+            return None
+        sources = self.sources.with_layer("teacher assistant", {"student": changes})
+        config = KDConfig(sources, "student")
+        name = f"{short_name(config.method)}-{config['model']}-{teacher.name}-assistant"
+        parts = (config, self.split, self.saved, name, teacher.digest)
+        trained = training.train_cached(*parts, **self._wrapping(config, teacher))
+        frozen = self._freeze(trained.scorer, _identity(self.split))
+        digest = training.fingerprint(config, self.split, teacher.digest)
+        rest = (trained.scorer, trained.name, trained.test_result, trained.checkpoint, digest)
+        return TeacherParts(frozen, *rest)
+
+    def _wrapping(self, config: KDConfig, teacher: TeacherParts) -> dict[str, Any]:
+        """How :func:`training.train` distils from a teacher."""
+        assert self.method is not None
+        method, train, history = self.method, self.split.train, self.split.history
+        return {
+            "wrap": lambda model, scorer: method(
+                config, train, model, scorer, teacher.frozen, history
+            ),
+            "more": {
+                "method": config.method,
+                "teacher": {"model": teacher.name, "digest": teacher.digest},
+            },
+        }
 
     def _train(self, folder: Path | None, **more: Any) -> training.Trained:
         """Train the student of this run, with no other process in its folder."""
@@ -171,20 +213,62 @@ class Run:
             resume = self.config["resume"]
             return training.train(self.config, self.split, folder, resume=resume, **more)
 
-    def _wrap(self, model: nn.Module, scorer: Scorer, teacher: FrozenTeacher) -> nn.Module:
-        assert self.method is not None
-        return self.method(
-            self.config, self.split.train, model, scorer, teacher, self.split.history
+    # -- the teacher ---------------------------------------------------------------------------
+
+    def _check_pair(self) -> None:
+        require_factorised(self.config.model_class, self.config["model"])
+        if self.teacher_config is not None:
+            self._check_teacher(self.teacher_config.model_class, self.teacher_config["model"])
+
+    def _check_teacher(self, cls: type[Any], name: str) -> None:
+        """Refuse a pair that lacks what the method needs, before anything is trained."""
+        needs = getattr(self.method, "needs", ())
+        if "vectors" in needs and not is_factorised(cls):
+            self._lacks(
+                f"--teacher={name}", "vectors", f"with vectors are {_named(factorised_names())}"
+            )
+        if "trajectory" not in needs or self.teacher_config is None:
+            return
+        if not self.saved:
+            self._lacks("saved=False", "trajectory", "allowed is saved=True")
+        if not self.teacher_config["save_every"]:
+            self._lacks("--teacher.save_every=0", "trajectory", "allowed are whole numbers above 0")
+
+    def _lacks(self, found: str, need: str, hint: str) -> None:
+        others = _named(methods_without(need))
+        raise KDError(
+            f"{found}: --model={self.config.method} needs {NEEDS[need]}; {hint}; "
+            f"methods that do without: {others}"
         )
 
-    # -- the teacher ---------------------------------------------------------------------------
+    def _trajectory(self, best: Path, ids: Ids, history: UserHistory) -> list[Callable[[], Any]]:
+        """The teacher at its earlier epochs, each loaded when it is asked for."""
+        files = checkpoint.epoch_files(best.parent)
+        if not files and "trajectory" in getattr(self.method, "needs", ()):
+            hint = "its best epoch came first; allowed is a lower --teacher.save_every"
+            if self.teacher_config is None:
+                hint = "found none beside it; train it with --save_every=10"
+            self._lacks(str(best), "trajectory", hint)
+
+        def load(file: Path) -> FrozenTeacher:
+            data = None
+            if self.teacher_config is not None:
+                data = train_part(self.teacher_config, self.split)
+            model = deploy.load_model(file, self.config["device"], dataset=data).model
+            return self._freeze(scorer_for(model, history), ids)
+
+        return [functools.partial(load, file) for file in files]
 
     def _teacher(self) -> TeacherParts:
         if self.checkpoint_teacher:
             return self._teacher_from_checkpoint(str(self.checkpoint_teacher))
         assert self.teacher_config is not None
-        trained = training.train_alone(self.teacher_config, self.split, self.saved)
-        frozen = self._freeze(trained.scorer, _identity(self.split))
+        trained = training.train_cached(self.teacher_config, self.split, self.saved)
+        ids = _identity(self.split)
+        frozen = self._freeze(trained.scorer, ids)
+        if trained.checkpoint is not None:
+            best = Path(trained.checkpoint)
+            frozen.trajectory = self._trajectory(best, ids, self.split.history)
         digest = training.fingerprint(self.teacher_config, self.split)
         parts = TeacherParts(
             frozen, trained.scorer, trained.name, trained.test_result, trained.checkpoint, digest
@@ -208,8 +292,10 @@ class Run:
         check = getattr(type(loaded.model), "check_data", None)
         if check is not None:
             check(loaded.config, history, True)
+        self._check_teacher(type(loaded.model), name)
         scorer = scorer_for(loaded.model, history)
         frozen = self._freeze(scorer, ids)
+        frozen.trajectory = self._trajectory(checkpoint.file_in(path), ids, history)
         result = self._evaluate_teacher(frozen)
         file = checkpoint.file_in(path)
         parts = TeacherParts(frozen, scorer, name, result, str(file), checkpoint.digest(file))
@@ -217,7 +303,7 @@ class Run:
             parts.note = "encodes the train history, without the validation items"
         return parts
 
-    def _freeze(self, scorer: Scorer, ids: tuple[torch.Tensor, torch.Tensor]) -> FrozenTeacher:
+    def _freeze(self, scorer: Scorer, ids: Ids) -> FrozenTeacher:
         return FrozenTeacher(scorer, *ids, self.split.history, self.config["memory_budget_gb"])
 
     def _evaluate_teacher(self, frozen: FrozenTeacher) -> dict[str, float]:
@@ -238,10 +324,16 @@ class Run:
         trained: training.Trained,
         teacher: TeacherParts | None,
         scratch: training.Trained | None,
+        assistant: TeacherParts | None = None,
     ) -> dict[str, Any]:
         users = self.split.history.active_users()
         role = "student, from scratch" if teacher is None else f"student, {self.config.method}"
-        models = [("teacher", teacher), ("student, from scratch", scratch), (role, trained)]
+        models = [
+            ("teacher", teacher),
+            ("teacher assistant", assistant),
+            ("student, from scratch", scratch),
+            (role, trained),
+        ]
         rows = [
             report.make_row(role, model.name, model.scorer, model.test_result, users)
             for role, model in models
@@ -329,7 +421,11 @@ class _TeacherModel(nn.Module):
         return self.frozen.score_all(interaction[self.user_field])
 
 
-def _identity(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+def _identity(split: Split) -> Ids:
     return torch.arange(len(split.tokens.users)), torch.arange(len(split.tokens.items))
 
 

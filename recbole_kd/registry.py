@@ -141,6 +141,16 @@ def method_class(name: str) -> type[Any] | None:
     )
 
 
+def methods_without(need: str) -> list[str]:
+    """Every method, by its short name, that does not need a thing.
+
+    Args:
+        need: Of a method's ``needs``.
+    """
+    classes = {name: method_class(name) for name in method_names() if name != SCRATCH}
+    return [name for name, cls in classes.items() if need not in getattr(cls, "needs", ())]
+
+
 def backbone_class(name: str, option: str = "--student") -> type[Any]:
     """The class of a RecBole model.
 

@@ -3,7 +3,8 @@
 A distillation row is a user with the whole train history. ``interaction`` rows follow the batch,
 as in the released RCE-KD code: one row per train interaction, so that active users count more.
 ``user`` rows follow the paper's mean over users: every user once an epoch, spread evenly over the
-batches.
+batches. ``unique`` rows are the users of the batch, each once, over the rows of the batch: the
+sum of RRD and DCD in their released form.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from recbole_kd.noise import keyed_generator
 
-ROW_KINDS = ("interaction", "user")
+ROW_KINDS = ("interaction", "unique", "user")
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,29 @@ class Rows:
 
     Attributes:
         users: User ids, ``[b]``, int64.
-        weights: Rows each user stands for, ``[b]``, float32.
+        weights: How much each user counts, ``[b]``, float32.
+        total: What a sum over the users is divided by, a scalar; ``None``: the sum of the weights.
     """
 
     users: Tensor
     weights: Tensor
+    total: Tensor | None = None
+
+    def mean(self, losses: Tensor) -> Tensor:
+        """The losses of the users, ``[b]``, as a mean over rows.
+
+        Returns:
+            Scalar; 0 with a gradient of 0 where there is no row.
+        """
+        total = self.weights.sum() if self.total is None else self.total
+        return (losses * self.weights).sum() / total.clamp_min(1)
 
 
 class RowSchedule:
     """Deals distillation rows to the batches of an epoch.
 
     Args:
-        kind: ``interaction`` or ``user``.
+        kind: One of :data:`ROW_KINDS`.
         users: Users that may be distilled, ascending, ``[U']``, int64.
         n_users: Number of users, padding included.
         seed: Seed of the order in which ``user`` rows come.
@@ -72,4 +84,7 @@ class RowSchedule:
             return Rows(users, torch.ones(len(users), device=users.device))
         users, counts = batch_users.unique(return_counts=True)
         known = self._allowed[users]
-        return Rows(users[known], counts[known].float())
+        users, counts = users[known], counts[known].float()
+        if self.kind == "unique":
+            return Rows(users, torch.ones_like(counts), counts.sum())
+        return Rows(users, counts)

@@ -335,11 +335,16 @@ def require_factorised(cls: type[Any], name: str) -> None:
     Raises:
         KDError: The class has no factorised scorer.
     """
-    if not hasattr(cls, "make_scorer") and factorised_adapter(cls) is None:
+    if not is_factorised(cls):
         raise KDError(
             f"--student={name}: distillation needs a student with user and item vectors; "
             f"allowed are {', '.join(factorised_names())}"
         )
+
+
+def is_factorised(cls: type[Any]) -> bool:
+    """Whether models of a class have user and item vectors."""
+    return hasattr(cls, "make_scorer") or factorised_adapter(cls) is not None
 
 
 def factorised_names() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -70,6 +70,7 @@ class FrozenTeacher:
         self.memory_budget_gb = memory_budget_gb
         self.knows_user = (user_ids > 0).to(self.device)
         known_items = item_ids > 0
+        self.knows_item = known_items.to(self.device)
         self.n_known_items = int(known_items.sum())
         if not self.n_known_items or not bool(self.knows_user.any()):
             raise KDError("teacher: no user or no item token of the student's data is known to it")
@@ -80,6 +81,8 @@ class FrozenTeacher:
         )
         self._reorder = None if same else self._item_ids
         self._unknown = None if bool(known_items[1:].all()) else (~known_items).to(self.device)
+        self.trajectory: Sequence[Callable[[], FrozenTeacher]] = ()
+        """The teacher at earlier epochs, oldest first; a call loads it."""
         self._factors: tuple[Tensor, Tensor] | None = None
         self._top: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
 
@@ -154,17 +157,29 @@ class FrozenTeacher:
             Rows of padding and of users the teacher does not know are 0.
 
         Raises:
-            KDError: ``k`` is above the number of items the teacher knows.
+            KDError: ``k`` is above the number of items the teacher knows and may list.
         """
-        if k > self.n_known_items:
+        limit, beside = self.n_known_items, ""
+        if mask_train and self._unknown is not None:
+            longest = self._most_known_train_items()
+            limit, beside = (
+                limit - longest,
+                f", of which a user has up to {longest} in the train split",
+            )
+        if k > limit:
             raise KDError(
                 f"teacher: a list of {k} items is asked of it, it knows {self.n_known_items} of "
-                "the student's items; allowed are lists up to that"
+                f"the student's items{beside}; allowed are lists up to {limit}"
             )
         key = (k, mask_train)
         if key not in self._top:
             self._top[key] = self._compute_top_k(k, mask_train)
         return self._top[key]
+
+    def _most_known_train_items(self) -> int:
+        users, items = self.history.pairs()
+        known = self.knows_item.to(items.device)[items]
+        return int(torch.bincount(users[known], minlength=1).max())
 
     def _compute_top_k(self, k: int, mask_train: bool) -> tuple[Tensor, Tensor]:
         n_users, n_items = len(self._user_ids), len(self._item_ids)

@@ -57,6 +57,7 @@ class RunTrainer(Trainer):
             self.saved_model_file = str(folder / "best.pt")
         self.tensorboard = _writer(folder)
         self.save_last_seconds = config.number("save_last_seconds", low=0)
+        self.save_every = config.whole_number("save_every")
         self.finished = False
         self.best_epoch = -1
         self.best_state: dict[str, Tensor] | None = None
@@ -95,6 +96,9 @@ class RunTrainer(Trainer):
             super().fit(train_data, valid_data, callback_fn=self._after_validation, **kwargs)
             self.finished = True
             self._flush_record()
+            for file in checkpoint.epoch_files(self.folder):
+                if int(file.stem) >= self.best_epoch:
+                    file.unlink()  # best.pt is the end of the way to it
             self._save_last(self._epoch)
         else:
             self.eval_collector.data_collect(train_data)  # as RecBole's fit begins
@@ -123,6 +127,10 @@ class RunTrainer(Trainer):
         seconds = {"refresh": refreshed - started, "train": time.perf_counter() - refreshed}
         self._record = {"epoch": epoch_idx, **self._losses(losses, len(train_data))}
         self._record["seconds"] = {k: round(v, 4) for k, v in seconds.items()}
+        if self.folder is not None and self.save_every and (epoch_idx + 1) % self.save_every == 0:
+            file = checkpoint.epoch_file(self.folder, epoch_idx)
+            file.parent.mkdir(exist_ok=True)
+            checkpoint.save(file, self._content(epoch_idx))
         return losses
 
     def _losses(self, losses: Any, n_batches: int) -> dict[str, float]:
@@ -175,19 +183,22 @@ class RunTrainer(Trainer):
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """RecBole calls this when the model is the best so far."""
         self.best_epoch = epoch
-        model = self._deployed()
-        state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+        content = self._content(epoch)
         if self.folder is None:
-            self.best_state = state
+            self.best_state = content["state_dict"]
             return
-        content = {
+        checkpoint.save(self.saved_model_file, content)
+
+    def _content(self, epoch: int) -> dict[str, Any]:
+        """The deployed model as it is now, for a checkpoint."""
+        model = self._deployed()
+        return {
             **self.describe,
             "epoch": epoch,
             "best_valid_score": float(self.best_valid_score),
-            "state_dict": state,
+            "state_dict": {k: v.detach().cpu().clone() for k, v in model.state_dict().items()},
             "other_parameter": learned_beside(model),
         }
-        checkpoint.save(self.saved_model_file, content)
 
     def _save_last_if_due(self, epoch: int) -> None:
         if time.monotonic() - self._last_saved >= self.save_last_seconds:

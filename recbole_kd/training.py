@@ -81,6 +81,8 @@ def fingerprint(config: KDConfig, split: Split, *more: str) -> str:
     keys = config.learning_keys() | SELECTION_KEYS
     options = {k: v for k, v in config.resolved().items() if k in keys}
     options.update(selection(config))
+    if config["save_every"]:
+        options["save_every"] = config["save_every"]  # a model found trained must have its way
     names = [config.import_path, config.method]
     prints = split.prints(config.reads_time)
     content = json.dumps([names, options, prints, more], sort_keys=True)
@@ -251,12 +253,29 @@ def _prepare_folder(config: KDConfig, folder: Path | None, resume: Any) -> Path 
     if source is None or foreign:
         for name in ("best.pt", "last.pt", "metrics.jsonl", "result.json", "summary.json"):
             (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        for name in ("tensorboard", "epochs"):
+            shutil.rmtree(folder / name, ignore_errors=True)
     _write_resolved(config, folder)
-    for name in ("best.pt", "metrics.jsonl"):
-        if source is not None and foreign and (source.parent / name).is_file():
-            shutil.copyfile(source.parent / name, folder / name)
+    if source is not None and foreign:
+        _take_over(config, source, folder)
     return source
+
+
+def _take_over(config: KDConfig, source: Path, folder: Path) -> None:
+    """Copy what another run has beside its ``last.pt``, up to the epoch of that file."""
+    for name in ("best.pt", "metrics.jsonl"):
+        if (source.parent / name).is_file():
+            shutil.copyfile(source.parent / name, folder / name)
+    content = checkpoint.load(source)
+    kept = {int(f.stem): f for f in checkpoint.epoch_files(source.parent)}
+    best, every = content.get("best_epoch", -1), config["save_every"]
+    if every and best >= 0 and (best + 1) % every == 0:
+        kept[best] = source.parent / "best.pt"  # a finished run has it there only
+    for epoch, file in kept.items():
+        if epoch <= content.get("epoch", -1) and file.is_file():
+            target = checkpoint.epoch_file(folder, epoch)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def _write_resolved(config: KDConfig, folder: Path) -> None:
@@ -338,8 +357,10 @@ def folder_of(config: KDConfig, split: Split, name: str, *more: str, resume: Any
     return place(*more, checkpoint.digest(source))
 
 
-def train_alone(config: KDConfig, split: Split, saved: bool = True) -> Trained:
-    """Train a model without a teacher, or find it trained.
+def train_cached(
+    config: KDConfig, split: Split, saved: bool = True, name: str = "", *more: str, **wrapping: Any
+) -> Trained:
+    """Train a model, or find it trained.
 
     The folder is named by a fingerprint of data, split, model, hyper-parameters and seed. A run
     that asks for the same finds the model there, and measures it anew if it asks for other metrics;
@@ -349,17 +370,20 @@ def train_alone(config: KDConfig, split: Split, saved: bool = True) -> Trained:
         config: The model's configuration.
         split: The split.
         saved: Whether to read and write the cache.
+        name: Beginning of the folder's name; the model's by default.
+        *more: Further parts of the fingerprint.
+        **wrapping: ``wrap`` and ``more`` of :func:`train`.
     """
     if not saved:
-        return train(config, split, None)
-    folder = folder_of(config, split, config["model"])
+        return train(config, split, None, **wrapping)
+    folder = folder_of(config, split, name or config["model"], *more)
     if _finished(folder) and not os.access(folder, os.W_OK):
         return _find(config, split, folder)  # somebody else's, and nobody writes there
     with locked(folder, wait=True):
         if _finished(folder):
             return _find(config, split, folder)
         getLogger().info("Training %s (%s) in %s", config["model"], config.role, folder)
-        return train(config, split, folder, resume="auto")
+        return train(config, split, folder, resume="auto", **wrapping)
 
 
 def _finished(folder: Path) -> bool:

@@ -5,6 +5,7 @@ Ids follow RecBole: 0 is padding, users and items start at 1.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,11 +35,45 @@ class Options(KDConfig):
         self.sources = Sources("RCEKD", "tiny", "Tiny", "Tiny", [])
         self.final_config_dict = values
 
+    def learning_keys(self) -> set[str]:
+        return set(self.final_config_dict)
+
 
 def options_for(method: type[Distiller], **changes: Any) -> Options:
     """The shipped defaults of a method, with changes; small lists suit the tiny world."""
-    common = {"model": "Tiny", "device": torch.device("cpu"), "seed": 7, "memory_budget_gb": 0.5}
+    common = {
+        "model": "Tiny",
+        "device": torch.device("cpu"),
+        "seed": 7,
+        "memory_budget_gb": 0.5,
+        "epochs": 20,
+        "embedding_size": 5,
+        "NEG_PREFIX": "neg_",
+        "LABEL_FIELD": "label",
+    }
     return Options(**{**common, **method_defaults(method.__name__), **changes})
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "HetComp": {"refresh_every": 1},
+    "RCEKD": {"rcekd_M": 20},
+    "RD": {"rd_start_epoch": 1},
+}
+"""What a method needs beside :func:`small_options` so that a short run sees all of it."""
+
+
+def small_options(method: type[Distiller]) -> dict[str, Any]:
+    """Sizes that suit small data: the method's own whole numbers above 10, a twentieth of them.
+
+    A method without an entry in :data:`SMALL` runs with these and its shipped defaults.
+    """
+    own = f"{method.__name__.lower()}_"
+    sizes = {
+        key: max(10, value // 20)
+        for key, value in method_defaults(method.__name__).items()
+        if key.startswith(own) and type(value) is int and value > 10
+    }
+    return {**sizes, **SMALL.get(method.__name__, {})}
 
 
 @dataclass
@@ -46,6 +81,7 @@ class Dataset:
     """What a distiller reads of a RecBole data set."""
 
     uid_field: str = "user_id"
+    iid_field: str = "item_id"
 
 
 class TinyModel(nn.Module):
@@ -69,8 +105,8 @@ class TinyModel(nn.Module):
         return TableScorer(self, history)
 
     def calculate_loss(self, batch: Batch) -> Tensor:
-        users, positives = self.user_embedding(batch["user_id"]), batch["pos"].unsqueeze(1)
-        candidates = self.item_embedding(torch.cat([positives, batch["neg"]], dim=1))
+        users, positives = self.user_embedding(batch["user_id"]), batch["item_id"].unsqueeze(1)
+        candidates = self.item_embedding(torch.cat([positives, batch["neg_item_id"]], dim=1))
         scores = (users.unsqueeze(1) * candidates).sum(-1)
         return -logsigmoid(scores[:, :1] - scores[:, 1:]).mean()
 
@@ -110,6 +146,7 @@ class World:
         history: Train history, in the student's ids.
         user_ids: Teacher id of every student user, -1 where unknown; ``None``: the same ids.
         item_ids: Teacher id of every student item, -1 where unknown; ``None``: the same ids.
+        trajectory: The teacher at earlier epochs, oldest first; ``None``: made with noise.
     """
 
     student: TinyModel
@@ -117,11 +154,32 @@ class World:
     history: UserHistory
     user_ids: Tensor | None = None
     item_ids: Tensor | None = None
+    trajectory: Sequence[TinyModel] | None = None
 
     def frozen_teacher(self, memory_budget_gb: float = 0.5) -> FrozenTeacher:
+        """The teacher, with three earlier epochs unless the world has some: vectors with noise."""
+        teacher = self._frozen(self.teacher, memory_budget_gb)
+        earlier = self.trajectory
+        if earlier is None:
+            earlier = [self._earlier(share) for share in (0.9, 0.6, 0.3)]
+        teacher.trajectory = [
+            functools.partial(self._frozen, model, memory_budget_gb) for model in earlier
+        ]
+        return teacher
+
+    def _earlier(self, noise: float) -> TinyModel:
+        generator = torch.Generator().manual_seed(round(100 * noise))
+        tables = (self.teacher.user_embedding.weight, self.teacher.item_embedding.weight)
+        mixed = [
+            (1 - noise) * t.detach() + noise * torch.randn(t.shape, generator=generator)
+            for t in tables
+        ]
+        return TinyModel(*mixed)
+
+    def _frozen(self, model: TinyModel, memory_budget_gb: float) -> FrozenTeacher:
         users, items = self.user_ids, self.item_ids
         return FrozenTeacher(
-            self.teacher.make_scorer(self.history),
+            model.make_scorer(self.history),
             torch.arange(self.student.n_users) if users is None else users,
             torch.arange(self.student.n_items) if items is None else items,
             self.history,
@@ -155,7 +213,7 @@ class World:
         picked = torch.randint(len(users), (rows,), generator=generator)
         shape = (rows, 2)
         negatives = torch.randint(1, self.history.n_items, shape, generator=generator)
-        return {"user_id": users[picked], "pos": items[picked], "neg": negatives}
+        return {"user_id": users[picked], "item_id": items[picked], "neg_item_id": negatives}
 
 
 def make_world(

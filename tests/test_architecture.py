@@ -87,21 +87,49 @@ def test_the_tree_was_found() -> None:
     assert len(METHODS) >= 2
 
 
-@pytest.mark.parametrize("name", ["losses.py", "candidates.py", "noise.py", "rows.py", "blocks.py"])
+PURE = {
+    "blocks.py": set(),
+    "candidates.py": set(),
+    "curriculum.py": {"candidates"},
+    "experts.py": set(),
+    "losses.py": {"gather"},
+    "noise.py": set(),
+    "popularity.py": set(),
+    "rows.py": {"noise"},
+}
+"""Modules of tensor functions, and what of ours they may import."""
+
+
+@pytest.mark.parametrize("name", PURE)
 def test_pure_modules_import_torch_only(name: str) -> None:
     assert packages(name) <= {"torch", "recbole_kd"}
-    assert ours(name) <= {"noise", "gather"}
+    assert ours(name) <= PURE[name]
 
 
-def test_sparse_products_need_scipy_and_nothing_of_ours() -> None:
+def test_sparse_matrices_need_scipy_and_hardly_anything_of_ours() -> None:
     assert packages("gather.py") == {"torch", "scipy"}
     assert ours("gather.py") == set()
+    assert packages("graph.py") <= {"numpy", "scipy", "torch", "recbole_kd"}
+    assert ours("graph.py") == {"history"}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_know_neither_recbole_nor_each_other(name: str) -> None:
     assert packages(name) <= {"torch", "recbole_kd"}
     assert {m for m in ours(name) if m.startswith("methods")} == {"methods.base"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_know_tools_and_no_machinery(name: str) -> None:
+    """What runs, reads and writes a training is none of a method's business."""
+    tools = {member(n) for n in PURE} | {"errors", "graph", "history", "methods.base", "teacher"}
+    assert ours(name) <= tools
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_a_short_file(name: str) -> None:
+    lines = (ROOT / name).read_text(encoding="utf-8").count("\n")
+    assert lines <= (300 if name == "methods/rcekd.py" else 150)
 
 
 def test_converters_need_nothing_else_of_this_package() -> None:

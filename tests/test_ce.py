@@ -278,7 +278,7 @@ REFUSED = [
     ("ce_K", 0, "whole numbers above 0"),
     ("ce_K", 60, "up to 59"),
     ("kd_weight", -2, "numbers from 0"),
-    ("kd_rows", "all", "interaction, user"),
+    ("kd_rows", "all", "interaction, unique, user"),
     ("refresh_every", 1.5, "whole numbers above 0"),
 ]
 

@@ -100,7 +100,7 @@ def command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> C
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--model=RCEDK"], ["--model=RCEDK", "'RCEKD'", "Known: CE, RCEKD"]),
+        (["--model=RCEDK"], ["--model=RCEDK", "'RCEKD'", "Known: CD, CE, "]),
         (["--model=BPR"], ["--model=BPR", "--student"]),
         (["--student=BRP"], ["--student=BRP", "'BPR'"]),
         (["--teacher=LightGNC"], ["--teacher=LightGNC", "'LightGCN'"]),
@@ -114,7 +114,7 @@ def command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> C
         (["--kd_weight=much"], ["--kd_weight=much"]),
         (["--kd_weight=.nan"], ["--kd_weight=nan"]),
         (["--refresh_every=0"], ["--refresh_every=0", "above 0"]),
-        (["--kd_rows=foo"], ["--kd_rows=foo", "interaction, user"]),
+        (["--kd_rows=foo"], ["--kd_rows=foo", "interaction, unique, user"]),
         (["--rcekd_tau=0"], ["--rcekd_tau=0"]),
         (["--rcekd_const=1.5"], ["--rcekd_const=1.5", "0 to 1"]),
         (["--rcekd_K=1.5"], ["--rcekd_K=1.5", "whole numbers"]),

@@ -14,6 +14,7 @@ import pytest
 import recbole
 import torch
 import yaml
+from kd_helpers import small_options
 from recbole.model.general_recommender import BPR
 from tiny import config_for
 
@@ -22,8 +23,15 @@ from recbole_kd.config import KDConfig
 from recbole_kd.data import load_split
 from recbole_kd.errors import KDError
 from recbole_kd.keys import check_keys
-from recbole_kd.options import SafeLoader, Sources, parse_arguments, parse_value, read_yaml
-from recbole_kd.registry import method_names
+from recbole_kd.options import (
+    SECTIONS,
+    SafeLoader,
+    Sources,
+    parse_arguments,
+    parse_value,
+    read_yaml,
+)
+from recbole_kd.registry import method_class, method_names
 from recbole_kd.resources import properties_dir
 
 METHODS = sorted(set(method_names()) - {"Scratch"})
@@ -34,10 +42,6 @@ SMALL = {
     "state": "WARNING",
     "student.embedding_size": 4,
     "teacher.embedding_size": 8,
-}
-SMALL_METHOD = {
-    "CE": {"ce_K": 10},
-    "RCEKD": {"rcekd_K": 10, "rcekd_L": 10, "rcekd_M": 30},
 }
 
 
@@ -703,9 +707,11 @@ TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "di
 def test_every_shipped_key_has_a_comment_with_its_type(name: str) -> None:
     path = properties_dir() / name
     lines = path.read_text(encoding="utf-8").splitlines()
-    pattern = re.compile(r"^(\w+): +.*?# \((int|float|str|bool|list|dict)\) [A-Z'a-z].+")
+    pattern = re.compile(r"^ *(\w+): +.*?# \((int|float|str|bool|list|dict)\) [A-Z'a-z].+")
     commented = dict(m.groups() for m in map(pattern.match, lines) if m)
     values = read_yaml(path)
+    for section in SECTIONS:
+        values.update(values.pop(section, {}))
     assert sorted(commented) == sorted(values)
     for key, value in values.items():
         if value is not None:
@@ -716,8 +722,15 @@ def test_every_shipped_key_has_a_comment_with_its_type(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def teacher(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small trained BPR."""
-    options = {**SMALL, "data_path": str(root), "checkpoint_dir": str(tmp_path_factory.mktemp("t"))}
+    """A small trained BPR with its earlier epochs."""
+    options = {
+        **SMALL,
+        "epochs": 12,
+        "save_every": 1,
+        "learning_rate": 0.02,
+        "data_path": str(root),
+        "checkpoint_dir": str(tmp_path_factory.mktemp("t")),
+    }
     del options["teacher.embedding_size"]
     result = run_recbole_kd("Scratch", "tiny", config_dict=options, student="BPR")
     return Path(result["checkpoints"]["student"])
@@ -761,17 +774,20 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 def test_every_shipped_key_is_read(
     root: Path, teacher: Path, tmp_path: Path, reads: set[str], method: str
 ) -> None:
-    options = {**SMALL, **SMALL_METHOD.get(method, {}), "data_path": str(root)}
+    cls = method_class(method)
+    assert cls is not None
+    sizes = small_options(cls)
+    options = {**SMALL, **sizes, "data_path": str(root)}
     options.update({"checkpoint_dir": str(tmp_path), "teacher.checkpoint": str(teacher)})
     del options["teacher.embedding_size"]
     result = run_recbole_kd(method, "tiny", config_dict=options, student="BPR")
     shipped = set(read_yaml(properties_dir() / "overall.yaml"))
-    shipped |= set(read_yaml(properties_dir() / "method" / f"{method}.yaml"))
+    shipped |= set(read_yaml(properties_dir() / "method" / f"{method}.yaml")) - set(SECTIONS)
     assert shipped - reads == set(), "shipped keys that this run never read"
     folder = Path(result["checkpoints"]["student"]).parent
     written = yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
     assert written["method"] == method
-    assert {k: written[k] for k in SMALL_METHOD.get(method, {})} == SMALL_METHOD.get(method, {})
+    assert {k: written[k] for k in sizes} == sizes
 
 
 def test_the_recording_sees_an_unread_key(reads: set[str]) -> None:
@@ -819,7 +835,8 @@ def test_a_method_moves_neither_batches_nor_negatives(
         return list(batches)
 
     alone = two_epochs("Scratch")
-    taught = {"teacher.checkpoint": str(teacher), **SMALL_METHOD["RCEKD"]}
+    sizes = {"rcekd_K": 10, "rcekd_L": 10, "rcekd_M": 30}
+    taught = {"teacher.checkpoint": str(teacher), **sizes}
     half = len(alone) // 2
     assert half > 2
     assert set(alone[0]) >= {"user_id", "item_id", "neg_item_id"}

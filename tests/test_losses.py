@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from recbole_kd.losses import soft_cross_entropy, soft_targets, weighted_mean
+from recbole_kd.losses import soft_cross_entropy, soft_targets
 from recbole_kd.methods.ce import ce_loss
 from recbole_kd.methods.rcekd import rcekd_loss
+from recbole_kd.rows import Rows
 
 TINY = 1e-12
 
@@ -132,9 +133,9 @@ def test_gradients_numerically() -> None:
     student = random(4, 5, seed=8).requires_grad_()
     targets = soft_targets(random(4, 5, seed=9), 1.3, drop)
     assert torch.autograd.gradcheck(lambda s: soft_cross_entropy(s, targets, 1.3, drop), student)
-    weights = torch.tensor([2.0, 1.0, 0.0, 5.0], dtype=torch.float64)
+    users, weights = torch.arange(1, 5), torch.tensor([2.0, 1.0, 0.0, 5.0], dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda s: weighted_mean(soft_cross_entropy(s, targets, 1.3, drop), weights), student
+        lambda s: Rows(users, weights).mean(soft_cross_entropy(s, targets, 1.3, drop)), student
     )
     both = random(3, 3, seed=10).requires_grad_(), random(3, 5, seed=11).requires_grad_()
     q, g = soft_targets(random(3, 5), 0.8, drop[:3]), torch.tensor([0.0, 0.4, 1.0]).double()
@@ -144,14 +145,31 @@ def test_gradients_numerically() -> None:
     )
 
 
-def test_weighted_mean() -> None:
+def test_mean_over_counted_rows() -> None:
     losses = torch.tensor([1.0, 2.0, 4.0], requires_grad=True)
-    mean = weighted_mean(losses, torch.tensor([3.0, 0.0, 1.0]))
+    mean = Rows(torch.tensor([3, 5, 8]), torch.tensor([3.0, 0.0, 1.0])).mean(losses)
     assert mean.item() == pytest.approx(7 / 4)
     (gradient,) = torch.autograd.grad(mean, losses)
     assert gradient.tolist() == [0.75, 0.0, 0.25]
     empty = torch.zeros(0, requires_grad=True)
-    nothing = weighted_mean(empty, torch.zeros(0))
+    nothing = Rows(torch.zeros(0, dtype=torch.int64), torch.zeros(0)).mean(empty)
+    assert nothing.item() == 0
+    assert torch.autograd.grad(nothing, empty)[0].shape == (0,)
+
+
+def test_mean_over_a_total() -> None:
+    """Each user once, over the rows of the batch, whatever the weights sum to."""
+    users, weights = torch.tensor([3, 5, 8]), torch.tensor([1.0, 1.0, 2.0])
+    losses = torch.tensor([1.0, 2.0, 4.0], requires_grad=True)
+    mean = Rows(users, weights, torch.tensor(8.0)).mean(losses)
+    assert mean.item() == pytest.approx(11 / 8)
+    (gradient,) = torch.autograd.grad(mean, losses)
+    assert gradient.tolist() == [0.125, 0.125, 0.25]
+    summed = Rows(users, weights, weights.sum()).mean(losses)
+    assert summed.item() == Rows(users, weights).mean(losses).item()
+    # A batch without a user to distil: no division by 0.
+    empty = torch.zeros(0, requires_grad=True)
+    nothing = Rows(users[:0], weights[:0], torch.tensor(0.0)).mean(empty)
     assert nothing.item() == 0
     assert torch.autograd.grad(nothing, empty)[0].shape == (0,)
 
@@ -187,7 +205,7 @@ def test_splitting_rows_and_counting_them() -> None:
     rows = torch.tensor([4, 1, 4, 4, 7, 1, 0])
     users, counts = rows.unique(return_counts=True)
     repeated = ce_loss(student[rows], teacher[rows], 1.0).mean()
-    counted = weighted_mean(losses[users], counts.double())
+    counted = Rows(users, counts.double()).mean(losses[users])
     assert counted.item() == pytest.approx(repeated.item(), rel=TINY)
 
 

@@ -13,10 +13,10 @@ import torch
 from kd_helpers import TinyGraph, TinyModel, World, best_items, exact_scores, make_world
 from torch import Tensor
 
+from recbole_kd.candidates import list_ndcg
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.methods import rcekd
-from recbole_kd.methods.base import list_ndcg
 from recbole_kd.methods.rcekd import RCEKD, closure_log_weights, rank_log_weights
 from recbole_kd.rows import Rows, RowSchedule
 from recbole_kd.scoring import DenseScorer, Scorer
@@ -414,7 +414,7 @@ def test_users_unknown_to_the_teacher_are_not_distilled() -> None:
     world = make_world()
     world.user_ids = torch.arange(world.student.n_users)
     world.user_ids[5] = -1
-    for kind in ("user", "interaction"):
+    for kind in ("user", "interaction", "unique"):
         distiller = refreshed(world, kd_rows=kind)
         assert 5 not in distiller.users.tolist()
         assert 5 not in distiller.rows.next(torch.tensor([5, 6])).users.tolist()
@@ -475,7 +475,7 @@ def test_a_step_moves_the_student_and_not_the_teacher() -> None:
 
 
 @pytest.mark.parametrize("model", ["tables", "graph"])
-@pytest.mark.parametrize("kd_rows", ["user", "interaction"])
+@pytest.mark.parametrize("kd_rows", ["user", "interaction", "unique"])
 def test_learning_lowers_the_loss(model: str, kd_rows: str) -> None:
     world = make_world(student=TinyGraph) if model == "graph" else make_world()
     distiller = refreshed(world, kd_rows=kd_rows, rcekd_const=0.5)
@@ -564,7 +564,7 @@ def test_list_ndcg_by_hand() -> None:
 REFUSED = [
     ("kd_weight", -1.0, "numbers from 0"),
     ("kd_weight", "many", "numbers from 0"),
-    ("kd_rows", "users", "interaction, user"),
+    ("kd_rows", "users", "interaction, unique, user"),
     ("refresh_every", 0, "whole numbers above 0"),
     ("memory_budget_gb", 0, "numbers above 0"),
     ("rcekd_K", 0, "whole numbers above 0"),

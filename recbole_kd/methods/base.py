@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from recbole_kd.candidates import chunk_rows
+from recbole_kd.candidates import chunk_rows, sorted_distinct
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
-from recbole_kd.noise import user_noise
+from recbole_kd.noise import keyed_generator, user_noise
 from recbole_kd.rows import ROW_KINDS, Rows, RowSchedule
-from recbole_kd.scoring import Scorer, require_factorised
+from recbole_kd.scoring import FactorScorer, Scorer, require_factorised
 from recbole_kd.teacher import FrozenTeacher
+
+NEEDS = {
+    "vectors": "a teacher with user and item vectors",
+    "trajectory": "a teacher with checkpoints of several epochs",
+}
+"""What a method may need, in words. Every method needs a student with user and item vectors."""
 
 
 class Distiller(AbstractRecommender):
     """A student with its teacher, to RecBole one model like any other.
 
     A method implements :meth:`kd_loss` and, where it keeps per-user tables, :meth:`refresh`.
-    The total loss is ``base + kd_weight * kd``, both means over rows. The teacher is no submodule:
+    The total loss is ``base + kd_weight * kd``, both over rows. The teacher is no submodule:
     it is never trained, moved, or saved with the student. ``state_dict()`` holds the student under
     ``student.`` and the method's own modules beside it.
 
@@ -39,10 +47,20 @@ class Distiller(AbstractRecommender):
         KDError: An option is out of range, or the student has no factorised scorer.
     """
 
+    needs: frozenset[str] = frozenset()
+    """What the method asks of a pair beside scores, of :data:`NEEDS`."""
+
     refreshes = True
     """Whether the method has per-user tables to rebuild."""
 
+    kept: tuple[str, ...] = ()
+    """Attributes that hold tables made by :meth:`refresh`, which a resumed run takes back."""
+
+    deals_rows = True
+    """Whether the method distils rows, that is :meth:`kd_loss` is called."""
+
     student: Any
+    scorer: FactorScorer
 
     def __init__(
         self,
@@ -55,8 +73,9 @@ class Distiller(AbstractRecommender):
     ):
         super().__init__()
         self.check(config, history)
+        self.check_teacher(config, teacher)
         require_factorised(type(student), config["model"])
-        if not scorer.factorised:
+        if not isinstance(scorer, FactorScorer):
             raise KDError(
                 f"--student={config['model']}: its make_scorer gives a {type(scorer).__name__}, "
                 "whose scores have no gradient; allowed is a FactorScorer"
@@ -73,17 +92,18 @@ class Distiller(AbstractRecommender):
         self.options = config
         self.seed = config["seed"]
         self.kd_weight = float(config["kd_weight"])
-        self.refresh_every = config["refresh_every"]
+        self.refresh_every = config["refresh_every"] if self.refreshes else 1
         self.memory_budget_gb = config["memory_budget_gb"]
         users = history.active_users()
         self.users = users[teacher.knows_user[users].cpu()]
-        self.rows = RowSchedule(
-            config["kd_rows"], self.users.to(self.device), self.n_users, self.seed
-        )
+        kind = config["kd_rows"] if self.deals_rows else "interaction"
+        self.rows = RowSchedule(kind, self.users.to(self.device), self.n_users, self.seed)
         self._sums: dict[str, Tensor] = {}
         self._batches = 0
+        self.epoch = 0
         self._diagnostics: dict[str, float] = {}
-        self._fresh = False
+        self.refreshed = False
+        self._excluded: list[tuple[Tensor, Tensor]] = []
 
     # -- what a method writes ------------------------------------------------------------------
 
@@ -99,9 +119,41 @@ class Distiller(AbstractRecommender):
             KDError: Names the option, what was found and what is allowed.
         """
         config.number("kd_weight", low=0)
-        config.positive_int("refresh_every")
         config.number("memory_budget_gb", low=0, above=True)
-        config.choice("kd_rows", ROW_KINDS)
+        if cls.refreshes:
+            config.positive_int("refresh_every")
+        if cls.deals_rows:
+            config.choice("kd_rows", ROW_KINDS)
+
+    @classmethod
+    def check_teacher(cls, config: Any, teacher: FrozenTeacher) -> None:
+        """Refuse a trained teacher without what the method needs, before a student is trained.
+
+        Args:
+            config: The student's configuration.
+            teacher: The frozen teacher.
+
+        Raises:
+            KDError: Says what is missing.
+        """
+        for need, found in (
+            ("vectors", teacher.factors() is not None),
+            ("trajectory", len(teacher.trajectory) > 0),
+        ):
+            if need in cls.needs and not found:
+                raise KDError(f"--model={cls.__name__}: needs {NEEDS[need]}")
+
+    @classmethod
+    def assistant(cls, config: Any, teacher_width: int) -> dict[str, Any] | None:
+        """Options of a student between teacher and student, which then teaches; ``None``: none.
+
+        It is distilled from the teacher by the same method, before the student.
+
+        Args:
+            config: The student's configuration.
+            teacher_width: Dimensions of the teacher's vectors, 0 for a teacher without.
+        """
+        return None
 
     def kd_loss(self, rows: Rows) -> Tensor:
         """The raw distillation loss of a step: a mean over ``rows``, with gradient.
@@ -110,6 +162,14 @@ class Distiller(AbstractRecommender):
             rows: Users of the step and how often each counts.
         """
         raise NotImplementedError
+
+    def distil(self, interaction: Any) -> Tensor:
+        """The raw distillation loss of a batch; that of its rows, unless a method says otherwise.
+
+        Args:
+            interaction: The batch, as the student's own loss reads it.
+        """
+        return self.kd_loss(self.rows.next(interaction[self.user_field]))
 
     def refresh(self, epoch: int) -> dict[str, float]:
         """Rebuild the per-user tables; the student is in eval mode, without gradient.
@@ -123,11 +183,23 @@ class Distiller(AbstractRecommender):
         return {}
 
     def tables(self) -> dict[str, Tensor]:
-        """Tensors that :meth:`refresh` made and a resumed run needs."""
-        return {}
+        """Tensors that :meth:`refresh` made and a resumed run needs: those named in ``kept``."""
+        return {name: getattr(self, name) for name in self.kept}
 
     def load_tables(self, tables: dict[str, Tensor]) -> None:
-        """Take back what :meth:`tables` gave."""
+        """Take back what :meth:`tables` gave.
+
+        Raises:
+            KDError: They are of a run with other sizes.
+        """
+        for name in self.kept:
+            found, mine = tables[name], getattr(self, name)
+            if found.shape != mine.shape:
+                raise KDError(
+                    f"--resume: found the table {name} of shape {list(found.shape)}; this run's "
+                    f"options give {list(mine.shape)}"
+                )
+            setattr(self, name, found.to(self.device))
 
     # -- what the trainer calls ----------------------------------------------------------------
 
@@ -138,19 +210,19 @@ class Distiller(AbstractRecommender):
             epoch: 0-based epoch.
             n_batches: Batches of the epoch.
         """
-        self._sums, self._batches = {}, 0
+        self._sums, self._batches, self.epoch = {}, 0, epoch
         self.rows.begin_epoch(epoch, n_batches)
-        if self.refreshes and (not self._fresh or epoch % self.refresh_every == 0):
+        if self.refreshes and (not self.refreshed or epoch % self.refresh_every == 0):
             with self.ranking_mode():
                 self._diagnostics = self.refresh(epoch)
-            self._fresh = True
+            self.refreshed = True
 
     def calculate_loss(self, interaction: Any) -> tuple[Tensor, Tensor]:
         """Base loss and weighted distillation loss of a batch, both scalars."""
         with self.scorer.step():
             base = self.student.calculate_loss(interaction)
             base = torch.stack(base).sum() if isinstance(base, tuple) else base
-            kd = self.kd_loss(self.rows.next(interaction[self.user_field]))
+            kd = self.distil(interaction)
         self._add(base_loss=base, kd_loss=kd)
         return base, self.kd_weight * kd
 
@@ -168,14 +240,14 @@ class Distiller(AbstractRecommender):
         return {
             "tables": self.tables(),
             "diagnostics": dict(self._diagnostics),
-            "fresh": self._fresh,
+            "fresh": self.refreshed,
         }
 
     def load_resume_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`resume_state` gave."""
         self.load_tables(state["tables"])
         self._diagnostics = dict(state["diagnostics"])
-        self._fresh = state["fresh"]
+        self.refreshed = state["fresh"]
 
     # -- RecBole's model interface, answered by the student ------------------------------------
 
@@ -197,15 +269,28 @@ class Distiller(AbstractRecommender):
 
     # -- tools for methods ---------------------------------------------------------------------
 
-    def noise(self, users: Tensor, width: int, epoch: int) -> Tensor:
+    def table(self, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Zeros for every user, ``[n_users, width]``."""
+        return torch.zeros(self.n_users, width, dtype=dtype, device=self.device)
+
+    def noise(self, users: Tensor, width: int, epoch: int, *more: int) -> Tensor:
         """The distillation sampler's own random numbers, see :func:`recbole_kd.noise.user_noise`.
 
         Args:
             users: User ids, ``[C]``.
             width: Draws a user.
             epoch: 0-based epoch.
+            *more: Tells several draws of an epoch apart.
         """
-        return user_noise(users, width, self.seed, 2, epoch)
+        return user_noise(users, width, self.seed, 2, epoch, *more)
+
+    def uniform(self, users: Tensor, width: int, epoch: int, *more: int) -> Tensor:
+        """:meth:`noise` as uniform draws between 0 and 1, ``[C, width]``, float64."""
+        return torch.exp(-self.noise(users, width, epoch, *more).double())
+
+    def step_generator(self) -> torch.Generator:
+        """A generator for the random numbers of this step, the same in a resumed run."""
+        return keyed_generator(self.seed, 3, self.epoch, self._batches, device=self.device)
 
     @contextlib.contextmanager
     def ranking_mode(self) -> Iterator[None]:
@@ -222,27 +307,211 @@ class Distiller(AbstractRecommender):
         """The student's best items of every distilled user, in chunks under the memory budget.
 
         Args:
-            length: Items a user.
+            length: Items a user; a list with fewer that are not left out ends in others.
             mask_train: Whether train items are left out.
 
         Yields:
             User ids ``[c]`` and item ids ``[c, length]``, best first, int64.
         """
+        yield from self._ranked(
+            lambda users: self.scorer.score_all(self.scorer.encode(users)), length, mask_train
+        )
+
+    def teacher_lists(self, length: int, mask_train: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """:meth:`student_lists` of the teacher, for lists too long to keep of all users."""
+        yield from self._ranked(self.teacher.score_all, length, mask_train)
+
+    def _ranked(
+        self, score_all: Callable[[Tensor], Tensor], length: int, mask_train: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         # Scores, the ranking's copy of them and a rank buffer: about 16 bytes an item.
         rows = chunk_rows(16 * self.n_items, self.memory_budget_gb, len(self.users))
         for users in self.users.split(rows):
             users = users.to(self.device)
-            scores = self.scorer.score_all(self.scorer.encode(users))
+            scores = score_all(users)
             scores[:, 0] = -torch.inf
             if mask_train:
                 self.history.mask_(scores, users)
             yield users, scores.topk(length, dim=1).indices
+
+    def over_all_items(
+        self, loss: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Rows
+    ) -> Tensor:
+        """Mean over the rows of a loss that reads the scores of all items.
+
+        Where the scores of all rows do not fit the memory budget, rows are worked off in chunks
+        whose scores are made again in the backward pass.
+
+        Args:
+            loss: Gives one loss a row from user vectors ``[c, d]``, item vectors ``[I, d]`` and
+                user ids ``[c]``.
+            rows: Users of the step.
+        """
+        state = self.scorer.encode(rows.users)
+        # Taken here: the backward pass runs outside the scorer's step, where a graph model would
+        # propagate anew.
+        items = self.scorer.item_vectors()
+        size = chunk_rows(24 * self.n_items, self.memory_budget_gb, len(rows.users))
+        if len(rows.users) <= size:
+            return rows.mean(loss(state, items, rows.users))
+        losses = [
+            checkpoint(loss, part, items, users, use_reentrant=False)
+            for part, users in zip(state.split(size), rows.users.split(size), strict=True)
+        ]
+        return rows.mean(torch.cat(losses))
+
+    def free_items(self, users: Tensor) -> Tensor:
+        """How many items are no train items of each user, ``[C]``, int64, at least 1."""
+        seen = self.history.counts[users.to(self.history.counts.device)].to(users.device)
+        return (self.n_items - 1 - seen).clamp_min(1)
+
+    def excluded_items(self, lists: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """What is never sampled for a user: padding, train items and the items of a list.
+
+        It is made at the first call and kept.
+
+        Args:
+            lists: Further items of every user, ``[n_users, K]``, the same at every call.
+
+        Yields:
+            User ids ``[c]`` and item ids ``[c, X]``, int32, as
+            :func:`recbole_kd.candidates.sorted_distinct` gives them.
+        """
+        if not self._excluded:
+            for users in self.users.split(4096):
+                longest = 1 + int(self.history.counts[users].max())
+                items = self.history.padded(users, longest)[0].to(self.device)
+                users = users.to(self.device)
+                items = items if lists is None else torch.cat([items, lists[users].long()], 1)
+                kept = sorted_distinct(items, self.n_items)
+                widest = int((kept < self.n_items).sum(1).max())
+                self._excluded.append((users, kept[:, :widest].int()))
+        yield from self._excluded
 
     def _add(self, **terms: Tensor) -> None:
         self._batches += 1
         for name, value in terms.items():
             value = value.detach()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+
+@dataclass(frozen=True)
+class Entities:
+    """Distinct users and items of a batch, ascending, that the teacher knows.
+
+    Attributes:
+        users: User ids, int64.
+        positives: Items of the batch's interactions, int64.
+        negatives: Items sampled beside them, int64; none where the student's loss samples none.
+        rows: Rows of the batch.
+    """
+
+    users: Tensor
+    positives: Tensor
+    negatives: Tensor
+    rows: int
+
+    @property
+    def items(self) -> Tensor:
+        """Positives and negatives together, each once, ascending."""
+        return torch.cat([self.positives, self.negatives]).unique()
+
+
+class EmbeddingDistiller(Distiller):
+    """A method that compares user and item vectors instead of scores.
+
+    It implements :meth:`embedding_loss`. Vectors are those whose inner product is the score:
+    a graph model's after propagation, a sequence model's encoding of the train history.
+
+    The loss is a *sum over entities divided by the rows of the batch*: the released codes sum both
+    base and distillation loss, so that their lambda is ``kd_weight`` here.
+    """
+
+    user_projector: nn.Module
+    item_projector: nn.Module
+    needs = frozenset({"vectors"})
+    refreshes = False
+    deals_rows = False
+
+    def __init__(self, config: Any, dataset: Any, *parts: Any, **named: Any):
+        super().__init__(config, dataset, *parts, **named)
+        factors = self.teacher.factors()
+        assert factors is not None
+        self.teacher_users, self.teacher_items = factors
+        with self.ranking_mode():
+            self.width = self.scorer.item_vectors().shape[1]
+        self.teacher_width = self.teacher_items.shape[1]
+        self.item_field = dataset.iid_field
+        self.negative_field = config["NEG_PREFIX"] + self.item_field
+        self.label_field = config["LABEL_FIELD"]
+        self.list_field = None
+        if getattr(config, "sequential", False) and config["sequence_training"] == "causal":
+            self.list_field = self.item_field + config["LIST_SUFFIX"]
+
+    def embedding_loss(self, entities: Entities) -> Tensor:
+        """The raw distillation loss of a step, a scalar with gradient.
+
+        Args:
+            entities: Users and items of the batch.
+        """
+        raise NotImplementedError
+
+    def distil(self, interaction: Any) -> Tensor:
+        """:meth:`embedding_loss` of the batch's entities."""
+        return self.embedding_loss(self.entities(interaction))
+
+    def entities(self, interaction: Any) -> Entities:
+        """What a batch holds; every position of a row whose positions are all supervised."""
+        items = interaction[self.item_field]
+        positives, negatives = items, items[:0]
+        if self.negative_field in interaction:
+            negatives = interaction[self.negative_field]
+        elif self.label_field in interaction:
+            clicked = interaction[self.label_field] > 0
+            positives, negatives = items[clicked], items[~clicked]
+        if self.list_field is not None:
+            positives = torch.cat([positives, interaction[self.list_field].flatten()])
+        users = interaction[self.user_field]
+        return Entities(
+            _known(users, self.teacher.knows_user),
+            _known(positives, self.teacher.knows_item),
+            _known(negatives, self.teacher.knows_item),
+            len(users),
+        )
+
+    def draw_entities(self, number: int) -> tuple[Tensor, Tensor]:
+        """That many users and items that the teacher knows, without repeats; all if fewer."""
+        drawn, generator = [], self.step_generator()
+        for known in (self.teacher.knows_user, self.teacher.knows_item):
+            ids = known.nonzero().squeeze(1)
+            order = torch.randperm(len(ids), generator=generator, device=ids.device)
+            drawn.append(ids[order[:number]])
+        return drawn[0], drawn[1]
+
+    def drawn_error(self, rows: int, error: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Error of drawn users and items through ``user_projector`` and ``item_projector``.
+
+        Args:
+            rows: Rows of the batch: as many users and items are drawn, and the sum is over them.
+            error: One loss an entity, of projected student vectors and the teacher's.
+
+        Returns:
+            Scalar.
+        """
+        users, items = self.draw_entities(rows)
+        mine = self.vectors(users, items)
+        of_users = error(self.user_projector(mine[0]), self.teacher_users[users])
+        of_items = error(self.item_projector(mine[1]), self.teacher_items[items])
+        return (of_users.sum() + of_items.sum()) / rows
+
+    def vectors(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's vectors, with gradient, ``[n, d]`` and ``[m, d]``."""
+        return self.scorer.user_vectors(users), self.scorer.item_vectors()[items]
+
+
+def _known(ids: Tensor, known: Tensor) -> Tensor:
+    ids = ids.unique()
+    return ids[known[ids]]
 
 
 def check_list_length(key: str, length: int, history: UserHistory, mask_train: bool) -> None:
@@ -259,20 +528,3 @@ def check_list_length(key: str, length: int, history: UserHistory, mask_train: b
             f"--{key}={length}: the data set has {history.n_items - 1} items{used}; "
             f"allowed are values up to {limit}"
         )
-
-
-def list_ndcg(student: Tensor, teacher: Tensor, k: int) -> Tensor:
-    """NDCG@k of student lists where the teacher's first ``k`` items are the relevant ones.
-
-    Args:
-        student: Student's items, best first, ``[C, >= k]``.
-        teacher: Teacher's items, best first, ``[C, >= k]``.
-        k: Cut-off; cut to the shorter list.
-
-    Returns:
-        One value a row, ``[C]``, between 0 and 1.
-    """
-    k = min(k, student.shape[1], teacher.shape[1])
-    hit = (student[:, :k, None] == teacher[:, None, :k]).any(-1)
-    discount = 1 / torch.arange(2, k + 2, device=student.device).float().log2()
-    return (hit * discount).sum(1) / discount.sum()

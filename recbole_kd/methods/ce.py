@@ -6,14 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from recbole_kd.candidates import chunk_rows, ranks_in
+from recbole_kd.candidates import list_ndcg, ranks_in
 from recbole_kd.history import UserHistory
-from recbole_kd.losses import soft_cross_entropy, soft_targets, weighted_mean
-from recbole_kd.methods.base import Distiller, check_list_length, list_ndcg
+from recbole_kd.losses import soft_cross_entropy, soft_targets
+from recbole_kd.methods.base import Distiller, check_list_length
 from recbole_kd.rows import Rows
-from recbole_kd.scoring import FactorScorer
 
 
 def ce_loss(student: Tensor, teacher: Tensor, tau: float, drop: Tensor | None = None) -> Tensor:
@@ -41,6 +39,8 @@ class CE(Distiller):
     inferred from it: the released code has no switch for them.
     """
 
+    kept = ("items", "targets")
+
     @classmethod
     def check(cls, config: Any, history: UserHistory) -> None:
         """Refuse options out of range; see :meth:`Distiller.check`."""
@@ -55,20 +55,15 @@ class CE(Distiller):
         super().__init__(config, *parts, **named)
         self.guide, self.k, self.tau = config["ce_guide"], config["ce_K"], config["ce_tau"]
         self.refreshes = self.guide != "all"
-        self._items = torch.zeros(0, 0, dtype=torch.int32)
-        self._targets = torch.zeros(0, 0)
+        width = {"all": 0, "union": 2 * self.k}.get(self.guide, self.k)
+        self.items, self.targets = self.table(width, torch.int32), self.table(width)
 
     def refresh(self, epoch: int) -> dict[str, float]:
         """Item sets and teacher probabilities of every user; the teacher's own set only once."""
         top_items, top_scores = self.teacher.top_k(self.k, mask_train=False)
         if self.guide == "teacher":
-            self._items, self._targets = top_items, soft_targets(top_scores, self.tau)
+            self.items, self.targets = top_items, soft_targets(top_scores, self.tau)
             return {}
-        width = self.k if self.guide == "student" else 2 * self.k
-        if not len(self._items):
-            shape = (self.n_users, width)
-            self._items = torch.zeros(shape, dtype=torch.int32, device=self.device)
-            self._targets = torch.zeros(shape, device=self.device)
         sums = torch.zeros(2, dtype=torch.float64)
         for users, lists in self.student_lists(self.k, mask_train=False):
             teacher_items = top_items[users].long()
@@ -80,10 +75,10 @@ class CE(Distiller):
                 drop = torch.cat([torch.zeros_like(inside), inside], 1)
             targets = soft_targets(scores, self.tau, drop)
             # A dropped entry points at the padding item, which marks it for kd_loss.
-            self._items[users] = (
+            self.items[users] = (
                 items.masked_fill(drop, 0).int() if drop is not None else items.int()
             )
-            self._targets[users] = targets
+            self.targets[users] = targets
             ndcg = list_ndcg(lists, teacher_items, 10)
             sums += torch.stack([inside.double().mean(1).sum(), ndcg.double().sum()]).cpu()
         overlap, ndcg_mean = (sums / max(1, len(self.users))).tolist()
@@ -92,35 +87,12 @@ class CE(Distiller):
     def kd_loss(self, rows: Rows) -> Tensor:
         """Mean of the cross-entropy over the rows."""
         if self.guide == "all":
-            return self._full(rows)
-        items = self._items[rows.users].long()
+            return self.over_all_items(self._all_items, rows)
+        items = self.items[rows.users].long()
         scores = self.scorer.score(self.scorer.encode(rows.users), items)
-        losses = soft_cross_entropy(scores, self._targets[rows.users], self.tau, items == 0)
-        return weighted_mean(losses, rows.weights)
+        losses = soft_cross_entropy(scores, self.targets[rows.users], self.tau, items == 0)
+        return rows.mean(losses)
 
-    def _full(self, rows: Rows) -> Tensor:
-        """All items, in chunks of rows whose scores are recomputed in the backward pass."""
-        assert isinstance(self.scorer, FactorScorer)
-        state = self.scorer.encode(rows.users)
-        # Taken here: the backward pass runs outside the scorer's step, where a graph model would
-        # propagate anew.
-        items = self.scorer.item_vectors()
-        size = chunk_rows(24 * self.n_items, self.memory_budget_gb, len(rows.users))
-        losses = [
-            checkpoint(self._full_chunk, part, items, users, use_reentrant=False)
-            for part, users in zip(state.split(size), rows.users.split(size), strict=True)
-        ]
-        return weighted_mean(torch.cat(losses), rows.weights)
-
-    def _full_chunk(self, state: Tensor, items: Tensor, users: Tensor) -> Tensor:
+    def _all_items(self, state: Tensor, items: Tensor, users: Tensor) -> Tensor:
         student = (state @ items.t())[:, 1:]
         return ce_loss(student, self.teacher.score_all(users)[:, 1:], self.tau)
-
-    def tables(self) -> dict[str, Tensor]:
-        """Item sets and targets of the last refresh."""
-        return {"items": self._items, "targets": self._targets}
-
-    def load_tables(self, tables: dict[str, Tensor]) -> None:
-        """Take back the tables of a refresh."""
-        self._items = tables["items"].to(self.device)
-        self._targets = tables["targets"].to(self.device)

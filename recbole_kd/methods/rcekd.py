@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_kd.candidates import gumbel_top_k, hits_at_or_below, ranks_in
+from recbole_kd.candidates import gumbel_top_k, hits_at_or_below, list_ndcg, ranks_in
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
-from recbole_kd.losses import soft_cross_entropy, soft_targets, weighted_mean
-from recbole_kd.methods.base import Distiller, check_list_length, list_ndcg
+from recbole_kd.losses import soft_cross_entropy, soft_targets
+from recbole_kd.methods.base import Distiller, check_list_length
 from recbole_kd.rows import Rows
 
 
@@ -242,7 +242,7 @@ class RCEKD(Distiller):
             tables.g[users],
             self.tau,
         )
-        return weighted_mean(losses, rows.weights)
+        return rows.mean(losses)
 
     def tables(self) -> dict[str, Tensor]:
         """The tables of the last refresh."""
