@@ -54,6 +54,11 @@ def hits_at_or_below(ranks: Tensor, length: int, cap: int | None = None) -> Tens
     return counts if cap is None else counts.clamp_max(cap)
 
 
+def rank_log_weights(length: int, temperature: float) -> Tensor:
+    """Log-weights ``-(r + 1) / T`` of the positions of a list, ``[length]``, float32."""
+    return -torch.arange(1, length + 1).float() / temperature
+
+
 def gumbel_top_k(log_weights: Tensor, k: int, noise: Tensor, ordered: bool = False) -> Tensor:
     """Draw ``k`` positions a row without replacement, with the given log-weights.
 

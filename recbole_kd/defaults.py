@@ -41,12 +41,17 @@ def protocol_options(name: str) -> dict[str, Any]:
 
 
 def method_defaults(method: str) -> dict[str, Any]:
-    """The shipped defaults of a method; an outside class brings ``defaults`` as an attribute."""
-    own = getattr(method_class(method), "defaults", None) if ":" in method else None
-    values = own if own is not None else shipped("method", f"{short_name(method)}.yaml")
-    if values is None:
-        values = getattr(method_class(method), "defaults", {})
-    return nest(values)
+    """The shipped defaults of a method; an outside class brings ``defaults``, or inherits them."""
+    cls = method_class(method)
+    if ":" not in method and (values := shipped("method", f"{method}.yaml")) is not None:
+        return nest(values)
+    for base in () if cls is None else cls.__mro__:
+        if "defaults" in vars(base):
+            return nest(vars(base)["defaults"])
+        ours = base.__module__.startswith("recbole_kd.methods.")
+        if ours and (values := shipped("method", f"{base.__name__}.yaml")) is not None:
+            return nest(values)
+    return {}
 
 
 def model_defaults(name: str) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from recbole_kd.history import UserHistory, ragged
 
 ROWS = 128
-"""Rows whose co-occurrences are counted at a time: at most 12 bytes for each of all rows."""
+"""Rows whose co-occurrences are counted at a time: some 40 bytes for each of all rows."""
 
 
 def interactions(history: UserHistory) -> sp.csr_matrix:
@@ -69,13 +69,12 @@ class Neighbours:
 
     def __init__(self, graph: sp.csr_matrix, device: Any):
         # int64: scipy's index type depends on the size of the matrix.
-        self.starts = torch.from_numpy(graph.indptr.astype("int64"))
-        self.others = torch.from_numpy(graph.indices.astype("int64"))
+        ends = torch.from_numpy(graph.indptr.astype("int64")).to(device)
+        self.starts, self.counts = ends[:-1], ends.diff()
+        self.others = torch.from_numpy(graph.indices.astype("int64")).to(device)
         self.values = torch.from_numpy(graph.data).to(device)
 
     def edges(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Edges of some entities: place in ``ids``, the other's id, and value."""
-        starts, counts = self.starts[ids.cpu()], self.starts.diff()[ids.cpu()]
-        runs, places = ragged(starts, counts)
-        device = self.values.device
-        return runs.to(device), self.others[places].to(device), self.values[places.to(device)]
+        runs, places = ragged(self.starts[ids], self.counts[ids])
+        return runs, self.others[places], self.values[places]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,8 +33,10 @@ def ragged(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Run and place of each, ``[sum(counts)]``, int64.
     """
-    runs = torch.arange(len(counts)).repeat_interleave(counts)
-    within = torch.arange(len(runs)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    runs = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    within = torch.arange(len(runs), device=counts.device) - (
+        counts.cumsum(0) - counts
+    ).repeat_interleave(counts)
     return runs, starts.repeat_interleave(counts) + within
 
 
@@ -107,6 +110,13 @@ class UserHistory:
     def counts(self) -> Tensor:
         """Train interactions of each user, ``[n_users]``, int64."""
         return self.offsets.diff()
+
+    @cached_property
+    def distinct_counts(self) -> Tensor:
+        """Distinct train items of each user, ``[n_users]``, int64."""
+        users, items = self.pairs()
+        pairs = (users * self.n_items + items).unique()
+        return torch.bincount(pairs // self.n_items, minlength=self.n_users)
 
     def active_users(self) -> Tensor:
         """Ids of the users with at least one train interaction, ascending, int64."""

@@ -233,6 +233,9 @@ class Run:
             self._lacks("saved=False", "trajectory", "allowed is saved=True")
         if not self.teacher_config["save_every"]:
             self._lacks("--teacher.save_every=0", "trajectory", "allowed are whole numbers above 0")
+        epochs, every = self.teacher_config["epochs"], self.teacher_config["save_every"]
+        assert self.method is not None
+        self.method.check_checkpoints(self.config, (epochs - 1) // every)
 
     def _lacks(self, found: str, need: str, hint: str) -> None:
         others = _named(methods_without(need))
@@ -244,6 +247,7 @@ class Run:
     def _trajectory(self, best: Path, ids: Ids, history: UserHistory) -> list[Callable[[], Any]]:
         """The teacher at its earlier epochs, each loaded when it is asked for."""
         files = checkpoint.epoch_files(best.parent)
+        users, items = history.n_users, history.n_items
         if not files and "trajectory" in getattr(self.method, "needs", ()):
             hint = "its best epoch came first; allowed is a lower --teacher.save_every"
             if self.teacher_config is None:
@@ -254,8 +258,11 @@ class Run:
             data = None
             if self.teacher_config is not None:
                 data = train_part(self.teacher_config, self.split)
-            model = deploy.load_model(file, self.config["device"], dataset=data).model
-            return self._freeze(scorer_for(model, history), ids)
+            with torch.random.fork_rng():  # a model that is built draws numbers
+                loaded = deploy.load_model(file, self.config["device"], dataset=data)
+            if len(loaded.tokens.users) != users or len(loaded.tokens.items) != items:
+                raise KDError(f"{file}: it is of another run than {best}")
+            return self._freeze(scorer_for(loaded.model, history), ids)
 
         return [functools.partial(load, file) for file in files]
 
@@ -346,6 +353,8 @@ class Run:
             "teacher": teacher.checkpoint if teacher else None,
             "scratch": scratch.checkpoint if scratch else None,
         }
+        if assistant is not None:
+            checkpoints["assistant"] = assistant.checkpoint
         writable = trained.folder is not None and os.access(trained.folder, os.W_OK)
         if trained.folder and writable and self.config["save_format"] == "recbole":
             target = trained.folder / "student.pth"

@@ -159,6 +159,9 @@ class FrozenTeacher:
         Raises:
             KDError: ``k`` is above the number of items the teacher knows and may list.
         """
+        key = (k, mask_train)
+        if key in self._top:
+            return self._top[key]
         limit, beside = self.n_known_items, ""
         if mask_train and self._unknown is not None:
             longest = self._most_known_train_items()
@@ -171,9 +174,7 @@ class FrozenTeacher:
                 f"teacher: a list of {k} items is asked of it, it knows {self.n_known_items} of "
                 f"the student's items{beside}; allowed are lists up to {limit}"
             )
-        key = (k, mask_train)
-        if key not in self._top:
-            self._top[key] = self._compute_top_k(k, mask_train)
+        self._top[key] = self._compute_top_k(k, mask_train)
         return self._top[key]
 
     def _most_known_train_items(self) -> int:

@@ -25,6 +25,9 @@ from recbole_kd import checkpoint, compat, optim
 from recbole_kd.errors import KDError
 from recbole_kd.evaluation import TopKCollector
 
+KEPT_EPOCHS = 20
+"""Models of earlier epochs for which there must be room; early stopping leaves few."""
+
 
 class RunTrainer(Trainer):
     """RecBole's ``Trainer`` for a run with a folder of its own.
@@ -53,7 +56,9 @@ class RunTrainer(Trainer):
         self.eval_collector = TopKCollector(config)
         if folder is not None:
             size = sum(p.numel() * p.element_size() for p in model.parameters())
-            checkpoint.need_space(folder, 6 * size)
+            every = config.whole_number("save_every")
+            kept = config["epochs"] // every if every else 0
+            checkpoint.need_space(folder, (6 + min(kept, KEPT_EPOCHS)) * size)
             self.saved_model_file = str(folder / "best.pt")
         self.tensorboard = _writer(folder)
         self.save_last_seconds = config.number("save_last_seconds", low=0)

@@ -39,6 +39,12 @@ class Options(KDConfig):
         return set(self.final_config_dict)
 
 
+def spelled(method: type[Distiller]) -> str:
+    """What ``--model`` says for a method: its short name, or where it is from outside."""
+    ours = method.__module__.startswith("recbole_kd.")
+    return method.__name__ if ours else f"{method.__module__}:{method.__name__}"
+
+
 def options_for(method: type[Distiller], **changes: Any) -> Options:
     """The shipped defaults of a method, with changes; small lists suit the tiny world."""
     common = {
@@ -51,7 +57,7 @@ def options_for(method: type[Distiller], **changes: Any) -> Options:
         "NEG_PREFIX": "neg_",
         "LABEL_FIELD": "label",
     }
-    return Options(**{**common, **method_defaults(method.__name__), **changes})
+    return Options(**{**common, **method_defaults(spelled(method)), **changes})
 
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -70,7 +76,7 @@ def small_options(method: type[Distiller]) -> dict[str, Any]:
     own = f"{method.__name__.lower()}_"
     sizes = {
         key: max(10, value // 20)
-        for key, value in method_defaults(method.__name__).items()
+        for key, value in method_defaults(spelled(method)).items()
         if key.startswith(own) and type(value) is int and value > 10
     }
     return {**sizes, **SMALL.get(method.__name__, {})}

@@ -14,7 +14,7 @@ import math
 import random
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -36,6 +36,8 @@ from recbole_kd.defaults import method_defaults
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.methods.base import NEEDS, Distiller, EmbeddingDistiller, Entities
+from recbole_kd.methods.cd import CD
+from recbole_kd.methods.rd import RD
 from recbole_kd.options import SECTIONS
 from recbole_kd.registry import SCRATCH, method_class, method_names
 from recbole_kd.resources import properties_dir
@@ -769,13 +771,104 @@ def test_drawn_entities_are_distinct_known_and_even() -> None:
     counts = torch.zeros(60)
     for epoch in range(400):
         distiller.begin_epoch(epoch, 1)
-        users, items = distiller.draw_entities(11)
-        assert len(users.unique()) == len(items.unique()) == 11
+        users, items = distiller.draw_entities(9)
+        assert len(users.unique()) == len(items.unique()) == 9
         assert distiller.teacher.knows_user[users].all()
-        assert torch.equal(distiller.draw_entities(11)[1], items), "the same step draws the same"
+        assert torch.equal(distiller.draw_entities(9)[1], items), "the same step draws the same"
         counts[items] += 1
     assert counts.nonzero().squeeze(1).tolist() == known.tolist()
-    share = 11 / len(known)
+    share = 9 / len(known)
     assert (counts[known] - 400 * share).abs().max() < 4.5 * (400 * share * (1 - share)) ** 0.5
     everyone = distiller.draw_entities(1000)
-    assert [len(ids) for ids in everyone] == [int(distiller.teacher.knows_user.sum()), len(known)]
+    assert [len(ids) for ids in everyone] == [len(distiller.users), len(known)]
+
+
+# -- what runs and data sets may be like -------------------------------------------------------
+
+
+def test_mixed_precision_leaves_the_distillation_in_float32(method: type[Distiller]) -> None:
+    """RecBole's ``enable_amp`` wraps the loss of a step, and with it the first look at a list."""
+    losses = []
+    for enabled in (False, True):
+        life = Life(method)
+        life.distiller.begin_epoch(0, 1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            _, kd = life.distiller.calculate_loss(life.world.batch())
+        assert kd.dtype == torch.float32
+        losses.append(kd.item())
+    assert losses[0] == losses[1]
+
+
+def test_repeated_interactions_hide_an_item_once(method: type[Distiller]) -> None:
+    """A user may have had one item a hundred times: that is one item of the catalogue."""
+    world = make_world()
+    users, items = world.history.pairs()
+    again = (users == users[0]) & (items == items[0])
+    users = torch.cat([users, users[again].repeat(100)])
+    items = torch.cat([items, items[again].repeat(100)])
+    sizes = world.history.n_users, world.history.n_items
+    world.history = UserHistory.from_pairs(users, items, *sizes)
+    distiller = world.distiller(method, **small_options(method))
+    distiller.begin_epoch(0, 1)
+    base, kd = distiller.calculate_loss(world.batch())
+    assert torch.isfinite(base + kd)
+    free = sizes[1] - 1 - len(set(world.train_items(int(users[0]))))
+    assert distiller.free_items(users[:1]).tolist() == [free]
+
+
+class OwnTables(Distiller):
+    """Makes its lists in ``refresh`` and keeps none of them for a resumed run."""
+
+    defaults: ClassVar = {"kd_weight": 1.0, "kd_rows": "user", "refresh_every": 3}
+
+    def refresh(self, epoch: int) -> dict[str, float]:
+        self.lists = self.teacher.top_k(5)[0]
+        return {}
+
+    def kd_loss(self, rows: Rows) -> Tensor:
+        scores = self.scorer.score(self.scorer.encode(rows.users), self.lists[rows.users].long())
+        return rows.mean(scores.square().sum(1))
+
+
+def test_a_resumed_method_that_keeps_nothing_refreshes_at_once() -> None:
+    world = make_world()
+    old, new = (world.distiller(OwnTables, **OwnTables.defaults) for _ in range(2))
+    old.begin_epoch(0, 1)
+    new.load_resume_state(old.resume_state())
+    new.begin_epoch(1, 1)
+    assert torch.equal(new.lists, old.lists)
+
+
+class Variant(RD):
+    """A shipped method, changed by its subclass."""
+
+
+def test_a_subclass_of_a_shipped_method_has_its_options() -> None:
+    inherited = method_defaults(f"{Variant.__module__}:Variant")
+    assert inherited == method_defaults("RD")
+    assert method_defaults(f"{OwnTables.__module__}:OwnTables") == OwnTables.defaults
+
+
+def test_collaborative_draws_belong_to_their_options() -> None:
+    """Draws that are made once are made by each process: other options are not ignored."""
+    world = make_world()
+    sizes = small_options(CD)
+    old = world.distiller(CD, **sizes, cd_guide="student")
+    new, fresh = (world.distiller(CD, **sizes, cd_guide="teacher", cd_t1=7.0) for _ in range(2))
+    for distiller in (old, fresh):
+        distiller.begin_epoch(0, 1)
+    new.load_resume_state(old.resume_state())
+    new.begin_epoch(1, 1)
+    assert torch.equal(new.items, fresh.items)
+    assert torch.equal(new.targets, fresh.targets)
+
+
+def test_collaborative_labels_leave_out_what_the_teacher_does_not_know() -> None:
+    world = make_world()
+    world.item_ids = torch.arange(world.student.n_items)
+    world.item_ids[20:] = -1
+    distiller = world.distiller(CD, **small_options(CD), cd_n=8)
+    distiller.begin_epoch(0, 1)
+    items = distiller.items[distiller.users]
+    assert (items == 0).any()
+    assert (items < 20).all()

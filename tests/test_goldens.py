@@ -23,14 +23,13 @@ from golden import (
 )
 from torch import Tensor
 
-from recbole_kd.candidates import ranks_in
+from recbole_kd.candidates import rank_log_weights, ranks_in
 from recbole_kd.losses import soft_cross_entropy, soft_targets
 from recbole_kd.methods import rcekd
 from recbole_kd.methods.ce import CE, ce_loss
 from recbole_kd.methods.rcekd import (
     RCEKD,
     closure_log_weights,
-    rank_log_weights,
     rcekd_loss,
 )
 
@@ -111,7 +110,7 @@ def rcekd_log_weights(golden: Golden) -> Tensor:
     lists, teacher_items = golden["S_topmx"], golden["T_topk"]
     length, temperature = golden.hp("mkd_mxK"), golden.hp("mkd_T")
     if golden.hp("sample_rank"):
-        return rank_log_weights(len(lists), length, temperature)
+        return rank_log_weights(length, temperature).expand(len(lists), -1)
     ranks = ranks_in(lists, teacher_items, golden.n_items)
     return closure_log_weights(ranks, length, golden.hp("mkd_K"), temperature, 50, "topk")
 

@@ -33,6 +33,7 @@ from recbole_kd.candidates import (
     distinct_outside,
     geometric_positions,
     gumbel_top_k,
+    rank_log_weights,
     ranks_in,
     sorted_distinct,
 )
@@ -45,7 +46,7 @@ from recbole_kd.methods.ce import ce_loss
 from recbole_kd.methods.dcd import DCD, correction_log_weights
 from recbole_kd.methods.hetcomp import HetComp, overall_loss, rank_loss
 from recbole_kd.methods.rd import RD, dynamic_weights, position_weights, rd_loss
-from recbole_kd.methods.rrd import RRD, rank_log_weights
+from recbole_kd.methods.rrd import RRD
 from recbole_kd.methods.unkd import SCALE, UnKD, unkd_loss
 from recbole_kd.popularity import group_pairs, popularity_groups, popularity_order
 
@@ -268,12 +269,12 @@ def cd_production(golden: Golden, patch: pytest.MonkeyPatch) -> None:
         cd_floor=FLOOR,
     )
     distiller.begin_epoch(0, 1)
-    tables, everyone = distiller.tables(), torch.arange(golden.n_users)
-    items = tables["items"][1:].long() - 1
+    everyone = torch.arange(golden.n_users)
+    items = distiller.items[1:].long() - 1
     assert torch.equal(items, golden["rank_samples"])
     teacher = golden.teacher_scores(everyone, items, torch.float64)
     wanted = soft_labels(teacher, golden.hp("cd_t1"), golden.hp("cd_t2"))
-    assert_close(tables["targets"][1:], wanted, 1e-5)
+    assert_close(distiller.targets[1:], wanted, 1e-5)
     assert_production(golden, distiller)
 
 

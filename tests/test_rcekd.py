@@ -13,11 +13,11 @@ import torch
 from kd_helpers import TinyGraph, TinyModel, World, best_items, exact_scores, make_world
 from torch import Tensor
 
-from recbole_kd.candidates import list_ndcg
+from recbole_kd.candidates import list_ndcg, rank_log_weights
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.methods import rcekd
-from recbole_kd.methods.rcekd import RCEKD, closure_log_weights, rank_log_weights
+from recbole_kd.methods.rcekd import RCEKD, closure_log_weights
 from recbole_kd.rows import Rows, RowSchedule
 from recbole_kd.scoring import DenseScorer, Scorer
 
@@ -177,8 +177,7 @@ def test_closure_weights_without_a_hit_are_uniform() -> None:
 
 
 def test_rank_weights() -> None:
-    weights = rank_log_weights(3, 4, 2.0)
-    assert weights.tolist() == [[-0.5, -1.0, -1.5, -2.0]] * 3
+    assert rank_log_weights(4, 2.0).tolist() == [-0.5, -1.0, -1.5, -2.0]
 
 
 def test_rank_sampling_draws_every_user_alone() -> None:

@@ -103,7 +103,7 @@ class Distiller(AbstractRecommender):
         self.epoch = 0
         self._diagnostics: dict[str, float] = {}
         self.refreshed = False
-        self._excluded: list[tuple[Tensor, Tensor]] = []
+        self._excluded: list[tuple[Tensor, Tensor, Tensor]] = []
 
     # -- what a method writes ------------------------------------------------------------------
 
@@ -136,12 +136,21 @@ class Distiller(AbstractRecommender):
         Raises:
             KDError: Says what is missing.
         """
-        for need, found in (
-            ("vectors", teacher.factors() is not None),
-            ("trajectory", len(teacher.trajectory) > 0),
-        ):
-            if need in cls.needs and not found:
-                raise KDError(f"--model={cls.__name__}: needs {NEEDS[need]}")
+        if "vectors" in cls.needs and teacher.factors() is None:
+            raise KDError(f"--model={cls.__name__}: needs {NEEDS['vectors']}")
+        cls.check_checkpoints(config, len(teacher.trajectory))
+
+    @classmethod
+    def check_checkpoints(cls, config: Any, found: int) -> None:
+        """Refuse a trajectory that is too short; asked before the teacher is trained too.
+
+        Args:
+            config: The student's configuration.
+            found: Checkpoints of the teacher before its best epoch, or how many there can be.
+
+        Raises:
+            KDError: Names the option, what was found and what is allowed.
+        """
 
     @classmethod
     def assistant(cls, config: Any, teacher_width: int) -> dict[str, Any] | None:
@@ -222,7 +231,9 @@ class Distiller(AbstractRecommender):
         with self.scorer.step():
             base = self.student.calculate_loss(interaction)
             base = torch.stack(base).sum() if isinstance(base, tuple) else base
-            kd = self.distil(interaction)
+            # Mixed precision is for the student's own loss: scores of a teacher need float32.
+            with torch.autocast(torch.device(self.device).type, enabled=False):
+                kd = self.distil(interaction)
         self._add(base_loss=base, kd_loss=kd)
         return base, self.kd_weight * kd
 
@@ -247,7 +258,8 @@ class Distiller(AbstractRecommender):
         """Take back what :meth:`resume_state` gave."""
         self.load_tables(state["tables"])
         self._diagnostics = dict(state["diagnostics"])
-        self.refreshed = state["fresh"]
+        # Where nothing was kept, the first epoch makes it.
+        self.refreshed = state["fresh"] and bool(state["tables"])
 
     # -- RecBole's model interface, answered by the student ------------------------------------
 
@@ -288,9 +300,13 @@ class Distiller(AbstractRecommender):
         """:meth:`noise` as uniform draws between 0 and 1, ``[C, width]``, float64."""
         return torch.exp(-self.noise(users, width, epoch, *more).double())
 
-    def step_generator(self) -> torch.Generator:
-        """A generator for the random numbers of this step, the same in a resumed run."""
-        return keyed_generator(self.seed, 3, self.epoch, self._batches, device=self.device)
+    def step_generator(self, *more: int) -> torch.Generator:
+        """A generator for the random numbers of this step, the same in a resumed run.
+
+        Args:
+            *more: Tells several generators of a step apart.
+        """
+        return keyed_generator(self.seed, 3, self.epoch, self._batches, *more, device=self.device)
 
     @contextlib.contextmanager
     def ranking_mode(self) -> Iterator[None]:
@@ -362,7 +378,7 @@ class Distiller(AbstractRecommender):
 
     def free_items(self, users: Tensor) -> Tensor:
         """How many items are no train items of each user, ``[C]``, int64, at least 1."""
-        seen = self.history.counts[users.to(self.history.counts.device)].to(users.device)
+        seen = self.history.distinct_counts[users.to(self.history.items.device)].to(users.device)
         return (self.n_items - 1 - seen).clamp_min(1)
 
     def excluded_items(self, lists: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -378,15 +394,19 @@ class Distiller(AbstractRecommender):
             :func:`recbole_kd.candidates.sorted_distinct` gives them.
         """
         if not self._excluded:
-            for users in self.users.split(4096):
+            for users in self.users.split(1024):
                 longest = 1 + int(self.history.counts[users].max())
                 items = self.history.padded(users, longest)[0].to(self.device)
                 users = users.to(self.device)
                 items = items if lists is None else torch.cat([items, lists[users].long()], 1)
-                kept = sorted_distinct(items, self.n_items)
-                widest = int((kept < self.n_items).sum(1).max())
-                self._excluded.append((users, kept[:, :widest].int()))
-        yield from self._excluded
+                ids = sorted_distinct(items, self.n_items).int()
+                inside = ids < self.n_items
+                self._excluded.append((users, inside.sum(1), ids[inside]))
+        for users, lengths, kept in self._excluded:
+            inside = torch.arange(int(lengths.max()), device=self.device) < lengths.unsqueeze(1)
+            padded = torch.full(inside.shape, self.n_items, dtype=torch.int32, device=self.device)
+            padded[inside] = kept
+            yield users, padded
 
     def _add(self, **terms: Tensor) -> None:
         self._batches += 1
@@ -441,6 +461,8 @@ class EmbeddingDistiller(Distiller):
         with self.ranking_mode():
             self.width = self.scorer.item_vectors().shape[1]
         self.teacher_width = self.teacher_items.shape[1]
+        items = self.teacher.knows_item.nonzero().squeeze(1)
+        self._drawable = (self.users.to(self.device), items.to(self.device))
         self.item_field = dataset.iid_field
         self.negative_field = config["NEG_PREFIX"] + self.item_field
         self.label_field = config["LABEL_FIELD"]
@@ -480,10 +502,9 @@ class EmbeddingDistiller(Distiller):
         )
 
     def draw_entities(self, number: int) -> tuple[Tensor, Tensor]:
-        """That many users and items that the teacher knows, without repeats; all if fewer."""
-        drawn, generator = [], self.step_generator()
-        for known in (self.teacher.knows_user, self.teacher.knows_item):
-            ids = known.nonzero().squeeze(1)
+        """That many distilled users and known items, without repeats; all if fewer."""
+        drawn, generator = [], self.step_generator(1)
+        for ids in self._drawable:
             order = torch.randperm(len(ids), generator=generator, device=ids.device)
             drawn.append(ids[order[:number]])
         return drawn[0], drawn[1]
@@ -514,16 +535,26 @@ def _known(ids: Tensor, known: Tensor) -> Tensor:
     return ids[known[ids]]
 
 
-def check_list_length(key: str, length: int, history: UserHistory, mask_train: bool) -> None:
+def check_list_length(
+    key: str, length: int, history: UserHistory, mask_train: bool, beside: int = 0
+) -> None:
     """Refuse a list longer than the items there are.
+
+    Args:
+        key: The option.
+        length: Its value.
+        history: Train history of every user.
+        mask_train: Whether train items are left out.
+        beside: Items that another list takes first.
 
     Raises:
         KDError: Names the option, its value and the limit.
     """
-    longest = int(history.counts.max()) if mask_train else 0
-    limit = history.n_items - 1 - longest
+    longest = int(history.distinct_counts.max()) if mask_train else 0
+    limit = history.n_items - 1 - longest - beside
     if length > limit:
         used = f", of which a user has up to {longest} in the train split" if longest else ""
+        used += f" and {beside} are listed already" if beside else ""
         raise KDError(
             f"--{key}={length}: the data set has {history.n_items - 1} items{used}; "
             f"allowed are values up to {limit}"

@@ -9,25 +9,30 @@ import torch
 from torch import Tensor
 
 from recbole_kd.candidates import geometric_positions
+from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import log_sigmoid
-from recbole_kd.methods.base import Distiller, check_list_length
+from recbole_kd.methods.base import Distiller
 from recbole_kd.rows import Rows
+from recbole_kd.teacher import UNKNOWN_SCORE
 
 
-def cd_loss(student: Tensor, targets: Tensor, floor: float = 0.0) -> Tensor:
+def cd_loss(
+    student: Tensor, targets: Tensor, floor: float = 0.0, drop: Tensor | None = None
+) -> Tensor:
     """Binary cross-entropy between soft labels and student scores, summed over the items.
 
     Args:
         student: Student scores, ``[B, n]``, with gradient.
         targets: Soft labels between 0 and 1, ``[B, n]``.
         floor: Added inside the logarithms; 1e-10 in the released code.
+        drop: Items that do not count, ``[B, n]``, bool.
 
     Returns:
         One loss a row, ``[B]``.
     """
-    wanted = targets * log_sigmoid(student, floor)
-    return -(wanted + (1 - targets) * log_sigmoid(-student, floor)).sum(1)
+    terms = targets * log_sigmoid(student, floor) + (1 - targets) * log_sigmoid(-student, floor)
+    return -(terms if drop is None else terms.masked_fill(drop, 0)).sum(1)
 
 
 def soft_labels(teacher: Tensor, t1: float, t2: float) -> Tensor:
@@ -63,7 +68,7 @@ class CD(Distiller):
     and 0 by default.
     """
 
-    kept = ("items", "targets")
+    kept: tuple[str, ...] = ("items", "targets")
 
     @classmethod
     def check(cls, config: Any, history: UserHistory) -> None:
@@ -76,7 +81,14 @@ class CD(Distiller):
             config.number(key, low=0, above=True)
         config.number("cd_t2")
         config.number("cd_floor", low=0)
-        check_list_length("cd_n", 1, history, mask_train=True)
+        if (
+            config["cd_guide"] != "random"
+            and int(history.distinct_counts.max()) >= history.n_items - 1
+        ):
+            raise KDError(
+                f"--cd_guide={config['cd_guide']}: a user has every item in the train split; "
+                "allowed is random"
+            )
 
     def __init__(self, config: Any, *parts: Any, **named: Any):
         super().__init__(config, *parts, **named)
@@ -86,14 +98,21 @@ class CD(Distiller):
         self.t1, self.t2 = config["cd_t1"], config["cd_t2"]
         self.items = self.table(self.samples, torch.int32)
         self.targets = self.table(self.samples)
+        self._drawn = False
+        if self.guide != "student":
+            self.kept = ()  # a new process draws the same again
 
     def refresh(self, epoch: int) -> dict[str, float]:
         """Sampled items and soft labels; drawn once unless the student guides."""
-        if self.refreshed and self.guide != "student":
-            return {}
+        if self.guide != "student":
+            if self._drawn:
+                return {}
+            epoch, self._drawn = 0, True
         for users, items in self._draws(epoch):
-            self.items[users] = items.int()
-            self.targets[users] = soft_labels(self.teacher.score(users, items), self.t1, self.t2)
+            scores = self.teacher.score(users, items)
+            # An item that the teacher does not know points at padding, which marks it for kd_loss.
+            self.items[users] = items.masked_fill(scores <= UNKNOWN_SCORE, 0).int()
+            self.targets[users] = soft_labels(scores, self.t1, self.t2)
         return {}
 
     def _draws(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -111,5 +130,6 @@ class CD(Distiller):
     def kd_loss(self, rows: Rows) -> Tensor:
         """Mean of :func:`cd_loss` over the rows."""
         state = self.scorer.encode(rows.users)
-        scores = self.scorer.score(state, self.items[rows.users].long())
-        return rows.mean(cd_loss(scores, self.targets[rows.users], self.floor))
+        items = self.items[rows.users].long()
+        scores = self.scorer.score(state, items)
+        return rows.mean(cd_loss(scores, self.targets[rows.users], self.floor, items == 0))

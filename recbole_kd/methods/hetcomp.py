@@ -13,7 +13,6 @@ from recbole_kd.history import UserHistory
 from recbole_kd.losses import at_least, listwise
 from recbole_kd.methods.base import NEEDS, Distiller, check_list_length
 from recbole_kd.rows import Rows
-from recbole_kd.teacher import FrozenTeacher
 
 
 def overall_loss(listed: Tensor, tail: Tensor, floor: float = 0.0) -> Tensor:
@@ -58,9 +57,8 @@ class HetComp(Distiller):
     list of an early checkpoint and moves on by a :class:`Curriculum`, checked every
     ``refresh_every`` epochs; when all have arrived, the loss is :func:`rank_loss` instead of twice
     :func:`overall_loss`. The released code reads the earliest checkpoints only; here they lie
-    evenly over the training, with the best as the last. Its cut of scores at 40 and
-    its floor of 1e-5 under sums are ``hetcomp_clamp`` and ``hetcomp_floor``, none by default: sums
-    over the remaining items have no cancellation here.
+    evenly over the training, with the best as the last. Its cut of scores at 40 and floor of 1e-5
+    under sums are ``hetcomp_clamp`` and ``hetcomp_floor``, none by default: nothing cancels here.
     """
 
     needs = frozenset({"trajectory"})
@@ -77,9 +75,9 @@ class HetComp(Distiller):
         check_list_length("hetcomp_K", config.whole_number("hetcomp_K", 10), history, True)
 
     @classmethod
-    def check_teacher(cls, config: Any, teacher: FrozenTeacher) -> None:
-        """Refuse a teacher with too few checkpoints; see :meth:`Distiller.check_teacher`."""
-        asked, found = config["hetcomp_checkpoints"], len(teacher.trajectory)
+    def check_checkpoints(cls, config: Any, found: int) -> None:
+        """Refuse a teacher with too few; see :meth:`Distiller.check_checkpoints`."""
+        asked = config["hetcomp_checkpoints"]
         if found < asked - 1:
             raise KDError(
                 f"--hetcomp_checkpoints={asked}: needs {NEEDS['trajectory']}; found {found} before "
@@ -97,28 +95,28 @@ class HetComp(Distiller):
         positives[self.users] = self.history.items[starts]
         self._positives = positives.to(self.device)
         self._curriculum: Curriculum | None = None
+        self.arrived = False
+        """Whether the users learn from the best checkpoint, all but half a percent (released)."""
 
     @property
     def curriculum(self) -> Curriculum:
         """The users' way along the checkpoints; their lists are made at the first call."""
         if self._curriculum is None:
             files = self.teacher.trajectory
-            chosen = [files[i * len(files) // self.last]() for i in range(self.last)]
-            tops = [t.top_k(self.k, mask_train=True)[0] for t in (*chosen, self.teacher)]
+            early = (files[i * len(files) // self.last] for i in range(self.last))
+            loads = (*early, lambda: self.teacher)
+            tops = [load().top_k(self.k, mask_train=True)[0] for load in loads]
             self._curriculum = Curriculum(torch.stack(tops), self.n_items, self.alpha)
         return self._curriculum
-
-    @property
-    def arrived(self) -> bool:
-        """Whether all users learn from the best checkpoint."""
-        return self.curriculum.progress(self.users) >= self.last
 
     def refresh(self, epoch: int) -> dict[str, float]:
         """Users that are near enough to the next checkpoint move on to it."""
         if epoch >= self.refresh_every and not self.arrived:
             for users, student in self.student_lists(self.k, mask_train=True):
                 self.curriculum.advance(users, student, epoch // self.refresh_every)
-        return {"mean_checkpoint": self.curriculum.progress(self.users)}
+        progress = self.curriculum.progress(self.users)
+        self.arrived = progress >= self.last
+        return {"mean_checkpoint": progress}
 
     def kd_loss(self, rows: Rows) -> Tensor:
         """Mean of twice the overall loss, or of the rank loss once all users have arrived."""
@@ -144,5 +142,9 @@ class HetComp(Distiller):
 
     def load_tables(self, tables: dict[str, Tensor]) -> None:
         """Take back the curriculum's state."""
+        furthest = int(tables["version"].max())
+        if furthest > self.last:
+            raise KDError(f"--resume: found users at checkpoint {furthest + 1} of {self.last + 1}")
         self.curriculum.version = tables["version"].to(self.device)
         self.curriculum.distance = tables["distance"].to(self.device)
+        self.arrived = self.curriculum.progress(self.users) >= self.last

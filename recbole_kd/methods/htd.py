@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from recbole_kd.errors import KDError
 from recbole_kd.experts import Experts, Gate, annealed, gumbel
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import squared_error
@@ -85,7 +86,7 @@ class HTD(EmbeddingDistiller):
         super().check(config, history)
         config.whole_number("htd_experts", low=1)
         if config.number("htd_alpha", low=0) > 1:
-            config.choice("htd_alpha", ("numbers from 0 to 1",))
+            raise KDError(f"--htd_alpha={config['htd_alpha']}: allowed are numbers from 0 to 1")
         config.number("htd_T", low=0, above=True)
         config.choice("htd_schedule", ("constant", "annealed"))
         config.choice("htd_choice", ("first", "second"))

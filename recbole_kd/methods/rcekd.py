@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_kd.candidates import gumbel_top_k, hits_at_or_below, list_ndcg, ranks_in
+from recbole_kd.candidates import (
+    gumbel_top_k,
+    hits_at_or_below,
+    list_ndcg,
+    rank_log_weights,
+    ranks_in,
+)
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import soft_cross_entropy, soft_targets
@@ -76,11 +82,6 @@ def closure_log_weights(
     else:
         counts = hits_at_or_below(ranks, length, cap)
     return (counts + 1).float() / temperature
-
-
-def rank_log_weights(rows: int, length: int, temperature: float) -> Tensor:
-    """Log-weights ``-(r + 1) / T`` of the positions, the same for every row, ``[rows, length]``."""
-    return (-torch.arange(1, length + 1).float() / temperature).expand(rows, -1)
 
 
 @dataclass
@@ -199,7 +200,7 @@ class RCEKD(Distiller):
                 ranks, self.length, self.k, self.temperature, self.cap, self.target
             )
         else:
-            log_weights = rank_log_weights(len(users), self.length, self.temperature)
+            log_weights = rank_log_weights(self.length, self.temperature).expand(len(users), -1)
         drawn = gumbel_top_k(log_weights.to(lists.device), self.sample, noise)
         sample, student_items = lists.gather(1, drawn), lists[:, : self.k]
         in_sample = torch.zeros(len(users), self.length + 1, dtype=torch.bool, device=lists.device)

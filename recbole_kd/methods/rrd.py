@@ -8,17 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_kd.candidates import distinct_outside, gumbel_top_k
+from recbole_kd.candidates import distinct_outside, gumbel_top_k, rank_log_weights
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import relaxed_ranking
 from recbole_kd.methods.base import Distiller, check_list_length
 from recbole_kd.rows import Rows
-
-
-def rank_log_weights(length: int, temperature: float) -> Tensor:
-    """Log-weights ``-(r + 1) / T`` of the positions of a list, ``[length]``."""
-    return -torch.arange(1, length + 1).float() / temperature
 
 
 class RRD(Distiller):
@@ -47,7 +42,8 @@ class RRD(Distiller):
         config.choice("rrd_sort", (True, False))
         if config["rrd_clamp"] is not None:
             config.number("rrd_clamp")
-        check_list_length("rrd_M + rrd_L", length + others, history, mask_train=True)
+        check_list_length("rrd_M", length, history, mask_train=True)
+        check_list_length("rrd_L", others, history, mask_train=True, beside=length)
 
     def __init__(self, config: Any, *parts: Any, **named: Any):
         super().__init__(config, *parts, **named)
