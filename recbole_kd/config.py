@@ -337,6 +337,21 @@ class KDConfig(Config):
             raise KDError(f"{self._shown(key)}={value}: allowed are {shown}")
         return value
 
+    def at_most(self, key: str, limit: str) -> None:
+        """Refuse a number above that of another key.
+
+        Args:
+            key: The key to check; its value is a number.
+            limit: The key that bounds it.
+
+        Raises:
+            KDError: It is above.
+        """
+        if self[key] > self[limit]:
+            raise KDError(
+                f"--{key}={self[key]}: found {limit}={self[limit]}; allowed are values up to that"
+            )
+
     @property
     def sequential(self) -> bool:
         """Whether the model reads sequences; :attr:`sequences` asks that of the whole run."""

@@ -113,8 +113,16 @@ def log_sigmoid(logits: Tensor, floor: float = 0.0) -> Tensor:
     return torch.logaddexp(plain, plain.new_tensor(math.log(floor)))
 
 
-def squared_error(found: Tensor, wanted: Tensor) -> Tensor:
-    """Squared distance of vectors, ``[n, D]`` each, summed over dimensions: ``[n]``."""
+def squared_error(found: Tensor, wanted: Tensor, norm: bool = False) -> Tensor:
+    """Squared distance of vectors, ``[n, D]`` each, summed over dimensions: ``[n]``.
+
+    Args:
+        found: ``[n, D]``.
+        wanted: ``[n, D]``.
+        norm: Whether both are scaled to length 1 first.
+    """
+    if norm:
+        found, wanted = (torch.nn.functional.normalize(v, dim=1) for v in (found, wanted))
     return (found - wanted).square().sum(1)
 
 

@@ -225,7 +225,7 @@ class Run:
         needs = getattr(self.method, "needs", ())
         if "vectors" in needs and not is_factorised(cls):
             self._lacks(
-                f"--teacher={name}", "vectors", f"with vectors are {_named(factorised_names())}"
+                f"--teacher={name}", "vectors", f"with vectors are {', '.join(factorised_names())}"
             )
         if "trajectory" not in needs or self.teacher_config is None:
             return
@@ -238,7 +238,7 @@ class Run:
         self.method.check_checkpoints(self.config, (epochs - 1) // every)
 
     def _lacks(self, found: str, need: str, hint: str) -> None:
-        others = _named(methods_without(need))
+        others = ", ".join(methods_without(need))
         raise KDError(
             f"{found}: --model={self.config.method} needs {NEEDS[need]}; {hint}; "
             f"methods that do without: {others}"
@@ -428,10 +428,6 @@ class _TeacherModel(nn.Module):
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
         """Scores of all items, ``[B, n_items]``."""
         return self.frozen.score_all(interaction[self.user_field])
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names)
 
 
 def _identity(split: Split) -> Ids:

@@ -54,15 +54,14 @@ class RunTrainer(Trainer):
         with compat.no_default_folders():
             super().__init__(config, model)
         self.eval_collector = TopKCollector(config)
+        self.save_every = config.whole_number("save_every")
         if folder is not None:
             size = sum(p.numel() * p.element_size() for p in model.parameters())
-            every = config.whole_number("save_every")
-            kept = config["epochs"] // every if every else 0
+            kept = config["epochs"] // self.save_every if self.save_every else 0
             checkpoint.need_space(folder, (6 + min(kept, KEPT_EPOCHS)) * size)
             self.saved_model_file = str(folder / "best.pt")
         self.tensorboard = _writer(folder)
         self.save_last_seconds = config.number("save_last_seconds", low=0)
-        self.save_every = config.whole_number("save_every")
         self.finished = False
         self.best_epoch = -1
         self.best_state: dict[str, Tensor] | None = None

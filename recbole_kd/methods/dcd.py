@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from recbole_kd.candidates import gumbel_top_k, ranks_in
-from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import relaxed_ranking, soft_cross_entropy, soft_targets
 from recbole_kd.methods.base import Distiller, check_list_length
@@ -55,10 +54,8 @@ class DCD(Distiller):
         """Refuse options out of range; see :meth:`Distiller.check`."""
         super().check(config, history)
         length = config.positive_int("dcd_M")
-        if config.positive_int("dcd_K") > length:
-            raise KDError(
-                f"--dcd_K={config['dcd_K']}: found dcd_M={length}; allowed are values up to that"
-            )
+        config.positive_int("dcd_K")
+        config.at_most("dcd_K", "dcd_M")
         for key in ("dcd_T", "dcd_tau"):
             config.number(key, low=0, above=True)
         config.choice("dcd_rank", ("all", "list"))

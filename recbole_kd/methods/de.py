@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_kd.errors import KDError
 from recbole_kd.experts import Experts, Gate, annealed, gumbel
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import squared_error
@@ -43,11 +42,7 @@ class DE(EmbeddingDistiller):
         config.positive_int("de_experts")
         for key in ("de_start_T", "de_end_T"):
             config.number(key, low=0, above=True)
-        if config["de_end_T"] > config["de_start_T"]:
-            raise KDError(
-                f"--de_end_T={config['de_end_T']}: found de_start_T={config['de_start_T']}; "
-                "allowed are values up to that"
-            )
+        config.at_most("de_end_T", "de_start_T")
 
     def __init__(self, config: Any, *parts: Any, **named: Any):
         super().__init__(config, *parts, **named)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from recbole_kd.errors import KDError
 from recbole_kd.experts import Experts
@@ -25,9 +24,7 @@ def fit_loss(projected: Tensor, teacher: Tensor, norm: bool) -> Tensor:
     Returns:
         One loss an entity, ``[n]``.
     """
-    if norm:
-        projected, teacher = normalize(projected, dim=1), normalize(teacher, dim=1)
-    return squared_error(projected, teacher)
+    return squared_error(projected, teacher, norm)
 
 
 class Fit(EmbeddingDistiller):

@@ -88,12 +88,11 @@ class FreqD(EmbeddingDistiller):
         else:
             mine, teacher = self.scorer.item_vectors()[needed], self.teacher_items[needed]
         projected = getattr(self, f"{side}_projector")(mine)
-        filtered = []
-        for vectors in (projected, teacher):
-            edge = torch.stack([place, where[len(ids) :]])
-            graph = torch.sparse_coo_tensor(
-                edge, value, (len(ids), len(needed)), check_invariants=False
-            )
-            own = vectors[where[: len(ids)]]
-            filtered.append(self.alpha * (graph @ vectors) + (1 - self.alpha) * own)
-        return freqd_loss(filtered[0], filtered[1], self.norm)
+        own, edges = where[: len(ids)], torch.stack([place, where[len(ids) :]])
+        shape = (len(ids), len(needed))
+        graph = torch.sparse_coo_tensor(edges, value, shape, check_invariants=False)
+        student, wanted = (
+            self.alpha * (graph @ vectors) + (1 - self.alpha) * vectors[own]
+            for vectors in (projected, teacher)
+        )
+        return freqd_loss(student, wanted, self.norm)

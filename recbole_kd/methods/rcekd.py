@@ -133,10 +133,8 @@ class RCEKD(Distiller):
         super().check(config, history)
         length = config.positive_int("rcekd_M")
         for key in ("rcekd_K", "rcekd_L"):
-            if config.positive_int(key) > length:
-                raise KDError(
-                    f"--{key}={config[key]}: found rcekd_M={length}; allowed are values up to that"
-                )
+            config.positive_int(key)
+            config.at_most(key, "rcekd_M")
         config.number("rcekd_tau", low=0, above=True)
         config.number("rcekd_T", low=0, above=True)
         config.number("rcekd_beta", low=0)

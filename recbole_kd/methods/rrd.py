@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from recbole_kd.candidates import distinct_outside, gumbel_top_k, rank_log_weights
-from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import relaxed_ranking
 from recbole_kd.methods.base import Distiller, check_list_length
@@ -33,10 +32,8 @@ class RRD(Distiller):
         """Refuse options out of range; see :meth:`Distiller.check`."""
         super().check(config, history)
         length, others = config.positive_int("rrd_M"), config.positive_int("rrd_L")
-        if config.positive_int("rrd_K") > length:
-            raise KDError(
-                f"--rrd_K={config['rrd_K']}: found rrd_M={length}; allowed are values up to that"
-            )
+        config.positive_int("rrd_K")
+        config.at_most("rrd_K", "rrd_M")
         config.number("rrd_T", low=0, above=True)
         config.choice("rrd_weights", ("rank", "score"))
         config.choice("rrd_sort", (True, False))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from recbole_kd.experts import Orthogonal
 from recbole_kd.history import UserHistory
@@ -27,9 +26,7 @@ def vkd_loss(projected: Tensor, teacher: Tensor, center: bool, norm: bool) -> Te
     """
     if center:
         teacher = teacher - teacher.mean(0)
-    if norm:
-        projected, teacher = normalize(projected, dim=1), normalize(teacher, dim=1)
-    return squared_error(projected, teacher)
+    return squared_error(projected, teacher, norm)
 
 
 class VkD(EmbeddingDistiller):
