@@ -25,6 +25,9 @@ ROLE_SECTIONS = {
     "scratch": ("student", "scratch_student"),
 }
 
+TEACHER_FILES = (".pt", ".pth", ".parquet", ".csv", ".npz")
+"""Endings by which ``--teacher`` is a file, not the name of a model."""
+
 TEXT_KEYS = {
     *NAMES,
     "checkpoint",
@@ -142,7 +145,8 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Move ``student.embedding_size`` into ``student: {embedding_size: ...}``.
 
-    ``student: BPR`` means ``student: {model: BPR}``. ``model``, ``dataset`` stay as they are.
+    ``student: BPR`` means ``student: {model: BPR}``, and ``teacher: a.pt`` means
+    ``teacher: {checkpoint: a.pt}``. ``model``, ``dataset`` stay as they are.
     """
     result: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {}
@@ -152,11 +156,17 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
             sections.setdefault(head, {})[tail] = value
         elif key in SECTIONS:
             if not isinstance(value, Mapping):
-                value = {"model": value} if value is not None else {}
+                value = {_named_by(key, value): value} if value is not None else {}
             sections.setdefault(key, {}).update(value)
         else:
             result[key] = value
     return {**result, **sections}
+
+
+def _named_by(section: str, value: Any) -> str:
+    """The key of a section that its plain value stands for."""
+    is_file = section == "teacher" and str(value).endswith(TEACHER_FILES)
+    return "checkpoint" if is_file else "model"
 
 
 @dataclass

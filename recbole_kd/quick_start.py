@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from recbole_kd import checkpoint, deploy, leak, report, training
+from recbole_kd import checkpoint, deploy, report, training
 from recbole_kd.config import KDConfig
-from recbole_kd.data import Split, load_split
+from recbole_kd.data import load_split
 from recbole_kd.errors import KDError
-from recbole_kd.history import UserHistory
 from recbole_kd.keys import check_keys
-from recbole_kd.loaders import train_part
-from recbole_kd.methods.base import NEEDS
 from recbole_kd.options import Sources
-from recbole_kd.registry import method_class, methods_without, recbole_class, short_name
-from recbole_kd.scoring import (
-    Scorer,
-    factorised_names,
-    is_factorised,
-    require_factorised,
-    scorer_for,
-)
-from recbole_kd.teacher import FrozenTeacher, join_tokens, report_overlap
+from recbole_kd.registry import method_class, recbole_class, short_name
+from recbole_kd.scoring import require_factorised
+from recbole_kd.teachers import TeacherFinder, TeacherParts, identity, ranking
 
 
 def run_recbole_kd(
@@ -87,23 +74,6 @@ def _refuse_distributed(sources: Sources) -> None:
             layer.values.pop(key, None)
 
 
-Ids = tuple[torch.Tensor, torch.Tensor]
-"""Teacher id of every user and item id of the student, -1 where unknown."""
-
-
-@dataclass
-class TeacherParts:
-    """A frozen teacher with what the report says of it; ``note`` where it was tested otherwise."""
-
-    frozen: FrozenTeacher
-    scorer: Scorer
-    name: str
-    test_result: dict[str, float]
-    checkpoint: str | None
-    digest: str
-    note: str = ""
-
-
 class Run:
     """One run: its configuration, its split, its models.
 
@@ -140,7 +110,10 @@ class Run:
             if config is not None:
                 training.check_data(config, self.split)
         if self.method is not None:
-            self._check_pair()
+            require_factorised(self.config.model_class, self.config["model"])
+            parts = (self.method, self.config, self.teacher_config, self.split, saved)
+            self.finder = TeacherFinder(*parts)
+            self.finder.check()
             self.method.check(self.config, self.split.history)
         self.log.info(
             "%s: %d users, %d items, %s train/valid/test interactions",
@@ -162,9 +135,9 @@ class Run:
 
     def distilled(self) -> dict[str, Any]:
         """Teacher, scratch student, distilled student."""
-        teacher = self._teacher()
+        teacher = self.finder.find()
         assert self.method is not None
-        self.method.check_teacher(self.config, teacher.frozen)
+        self.method.check_teacher(self.config, teacher.teacher)
         scratch = None
         if self.scratch_config is not None:
             scratch = training.train_cached(self.scratch_config, self.split, self.saved)
@@ -179,7 +152,7 @@ class Run:
     def _assistant(self, teacher: TeacherParts) -> TeacherParts | None:
         """A student between teacher and student, distilled first, if the method wants one."""
         assert self.method is not None
-        factors = teacher.frozen.factors()
+        factors = teacher.teacher.factors()
         changes = self.method.assistant(self.config, 0 if factors is None else factors[1].shape[1])
         if changes is None:
             return None
@@ -188,7 +161,7 @@ class Run:
         name = f"{short_name(config.method)}-{config['model']}-{teacher.name}-assistant"
         parts = (config, self.split, self.saved, name, teacher.digest)
         trained = training.train_cached(*parts, **self._wrapping(config, teacher))
-        frozen = self._freeze(trained.scorer, _identity(self.split))
+        frozen = self.finder.freeze(trained.scorer, identity(self.split))
         digest = training.fingerprint(config, self.split, teacher.digest)
         rest = (trained.scorer, trained.name, trained.test_result, trained.checkpoint, digest)
         return TeacherParts(frozen, *rest)
@@ -199,7 +172,7 @@ class Run:
         method, train, history = self.method, self.split.train, self.split.history
         return {
             "wrap": lambda model, scorer: method(
-                config, train, model, scorer, teacher.frozen, history
+                config, train, model, scorer, teacher.teacher, history
             ),
             "more": {
                 "method": config.method,
@@ -212,111 +185,6 @@ class Run:
         with training.locked(folder, wait=False):
             resume = self.config["resume"]
             return training.train(self.config, self.split, folder, resume=resume, **more)
-
-    # -- the teacher ---------------------------------------------------------------------------
-
-    def _check_pair(self) -> None:
-        require_factorised(self.config.model_class, self.config["model"])
-        if self.teacher_config is not None:
-            self._check_teacher(self.teacher_config.model_class, self.teacher_config["model"])
-
-    def _check_teacher(self, cls: type[Any], name: str) -> None:
-        """Refuse a pair that lacks what the method needs, before anything is trained."""
-        needs = getattr(self.method, "needs", ())
-        if "vectors" in needs and not is_factorised(cls):
-            self._lacks(
-                f"--teacher={name}", "vectors", f"with vectors are {', '.join(factorised_names())}"
-            )
-        if "trajectory" not in needs or self.teacher_config is None:
-            return
-        if not self.saved:
-            self._lacks("saved=False", "trajectory", "allowed is saved=True")
-        if not self.teacher_config["save_every"]:
-            self._lacks("--teacher.save_every=0", "trajectory", "allowed are whole numbers above 0")
-        epochs, every = self.teacher_config["epochs"], self.teacher_config["save_every"]
-        assert self.method is not None
-        self.method.check_checkpoints(self.config, (epochs - 1) // every)
-
-    def _lacks(self, found: str, need: str, hint: str) -> None:
-        others = ", ".join(methods_without(need))
-        raise KDError(
-            f"{found}: --model={self.config.method} needs {NEEDS[need]}; {hint}; "
-            f"methods that do without: {others}"
-        )
-
-    def _trajectory(self, best: Path, ids: Ids, history: UserHistory) -> list[Callable[[], Any]]:
-        """The teacher at its earlier epochs, each loaded when it is asked for."""
-        files = checkpoint.epoch_files(best.parent)
-        users, items = history.n_users, history.n_items
-        if not files and "trajectory" in getattr(self.method, "needs", ()):
-            hint = "its best epoch came first; allowed is a lower --teacher.save_every"
-            if self.teacher_config is None:
-                hint = "found none beside it; train it with --save_every=10"
-            self._lacks(str(best), "trajectory", hint)
-
-        def load(file: Path) -> FrozenTeacher:
-            data = None
-            if self.teacher_config is not None:
-                data = train_part(self.teacher_config, self.split)
-            with torch.random.fork_rng():  # a model that is built draws numbers
-                loaded = deploy.load_model(file, self.config["device"], dataset=data)
-            if len(loaded.tokens.users) != users or len(loaded.tokens.items) != items:
-                raise KDError(f"{file}: it is of another run than {best}")
-            return self._freeze(scorer_for(loaded.model, history), ids)
-
-        return [functools.partial(load, file) for file in files]
-
-    def _teacher(self) -> TeacherParts:
-        if self.checkpoint_teacher:
-            return self._teacher_from_checkpoint(str(self.checkpoint_teacher))
-        assert self.teacher_config is not None
-        trained = training.train_cached(self.teacher_config, self.split, self.saved)
-        ids = _identity(self.split)
-        frozen = self._freeze(trained.scorer, ids)
-        if trained.checkpoint is not None:
-            best = Path(trained.checkpoint)
-            frozen.trajectory = self._trajectory(best, ids, self.split.history)
-        digest = training.fingerprint(self.teacher_config, self.split)
-        parts = TeacherParts(
-            frozen, trained.scorer, trained.name, trained.test_result, trained.checkpoint, digest
-        )
-        if _ranking(self.teacher_config) != _ranking(self.config):
-            parts.note = _ranking(self.teacher_config)
-        return parts
-
-    def _teacher_from_checkpoint(self, path: str) -> TeacherParts:
-        loaded = deploy.load_model(path, self.config["device"])
-        name, asked = str(loaded.config["model"]), self.sources.teacher
-        if asked is not None and short_name(asked) != name:
-            raise KDError(f"--teacher={asked}: the checkpoint {path} holds a {name}")
-        ids = (
-            join_tokens(self.split.tokens.users, loaded.tokens.users),
-            join_tokens(self.split.tokens.items, loaded.tokens.items),
-        )
-        report_overlap(*ids, self.config.number("min_token_overlap", low=0), path)
-        leak.guard(self.split, loaded.history, *ids, path, self.config["allow_leak"])
-        history = translate_history(self.split.history, *ids, loaded.history)
-        check = getattr(type(loaded.model), "check_data", None)
-        if check is not None:
-            check(loaded.config, history, True)
-        self._check_teacher(type(loaded.model), name)
-        scorer = scorer_for(loaded.model, history)
-        frozen = self._freeze(scorer, ids)
-        frozen.trajectory = self._trajectory(checkpoint.file_in(path), ids, history)
-        result = self._evaluate_teacher(frozen)
-        file = checkpoint.file_in(path)
-        parts = TeacherParts(frozen, scorer, name, result, str(file), checkpoint.digest(file))
-        if getattr(loaded.model.type, "name", "") == "SEQUENTIAL":
-            parts.note = "encodes the train history, without the validation items"
-        return parts
-
-    def _freeze(self, scorer: Scorer, ids: Ids) -> FrozenTeacher:
-        return FrozenTeacher(scorer, *ids, self.split.history, self.config["memory_budget_gb"])
-
-    def _evaluate_teacher(self, frozen: FrozenTeacher) -> dict[str, float]:
-        """Test a teacher on the student's split, in the student's ids."""
-        model = _TeacherModel(frozen, self.config)
-        return training.measure(self.config, self.split, model, ["test"])["test"]
 
     # -- results -------------------------------------------------------------------------------
 
@@ -384,7 +252,7 @@ class Run:
         split = f"split {c['eval_args']['split']} by {c['eval_args']['order']}"
         if c["benchmark_filename"]:
             split = f"ready-made split {c['benchmark_filename']}"
-        text = f"{split}, split_seed {c['split_seed']}, seed {c['seed']}, {_ranking(c)}"
+        text = f"{split}, split_seed {c['split_seed']}, seed {c['seed']}, {ranking(c)}"
         return f"{text}; the teacher: {teacher.note}" if teacher and teacher.note else text
 
     def _say_changes(self, config: KDConfig) -> None:
@@ -399,58 +267,6 @@ class Run:
             config["dataset"],
             "\n".join(lines) or "  nothing",
         )
-
-
-def _ranking(config: KDConfig) -> str:
-    """Which items a model's test ranking hides, in words."""
-    if config.sequential:
-        if config.eval_targets == "next":
-            kept = config["filter_history"]
-            hidden = {False: "nothing", True: f"the last {config['MAX_ITEM_LIST_LENGTH']} items"}
-            shown = hidden.get(kept, "the whole history")
-            text = f"repeatable True, filter_history {kept} ({shown} hidden)"
-        else:
-            text = f"one ranking from the train sequence, eval_history {config['eval_history']}"
-        return f"{text}, time_anchor {config['time_anchor']}" if config.reads_time else text
-    if config["repeatable"]:
-        return "repeatable True (nothing hidden)"
-    return f"repeatable False, eval_history {config['eval_history']}"
-
-
-class _TeacherModel(nn.Module):
-    """A frozen teacher with the face of a RecBole model, for the evaluator."""
-
-    def __init__(self, frozen: FrozenTeacher, config: Any):
-        super().__init__()
-        self.frozen = frozen
-        self.user_field = config["USER_ID_FIELD"]
-
-    def full_sort_predict(self, interaction: Any) -> torch.Tensor:
-        """Scores of all items, ``[B, n_items]``."""
-        return self.frozen.score_all(interaction[self.user_field])
-
-
-def _identity(split: Split) -> Ids:
-    return torch.arange(len(split.tokens.users)), torch.arange(len(split.tokens.items))
-
-
-def translate_history(
-    history: UserHistory, user_ids: torch.Tensor, item_ids: torch.Tensor, teacher: UserHistory
-) -> UserHistory:
-    """The student's train history in the teacher's ids; what the teacher does not know is left out.
-
-    Args:
-        history: The student's history.
-        user_ids: Teacher id of every student user id, -1 where unknown.
-        item_ids: Teacher id of every student item id, -1 where unknown.
-        teacher: The teacher's own history, for its sizes.
-    """
-    users, items = history.pairs()
-    users, items = user_ids[users], item_ids[items]
-    known = (users > 0) & (items > 0)
-    times = None if history.times is None else history.times[known]
-    sizes = teacher.n_users, teacher.n_items
-    return UserHistory.from_pairs(users[known], items[known], *sizes, times)
 
 
 def start_logging(config: KDConfig) -> logging.Logger:

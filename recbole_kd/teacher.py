@@ -1,8 +1,9 @@
-"""The frozen teacher: scores in the student's ids, everything constant computed once."""
+"""Teachers: scores in the student's ids, everything constant computed once."""
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -34,7 +35,132 @@ def join_tokens(student: Sequence[str], teacher: Sequence[str]) -> Tensor:
     return joined
 
 
-class FrozenTeacher:
+class Teacher(ABC):
+    """What a method learns from: scores, in the ids of the student.
+
+    Args:
+        knows_user: Users it can score, ``[n_users]``, bool.
+        knows_item: Items it can score, ``[n_items]``, bool.
+        history: Train history in the student's ids, to mask train items.
+        memory_budget_gb: Working memory of a chunk, in GiB.
+
+    Raises:
+        KDError: No user or no item is known to the teacher.
+    """
+
+    def __init__(
+        self,
+        knows_user: Tensor,
+        knows_item: Tensor,
+        history: UserHistory,
+        memory_budget_gb: float = 0.1,
+    ):
+        self.device = knows_user.device
+        self.knows_user, self.knows_item = knows_user, knows_item
+        self.history = history
+        self.memory_budget_gb = memory_budget_gb
+        self.n_known_items = int(knows_item.sum())
+        if not self.n_known_items or not bool(knows_user.any()):
+            raise KDError("teacher: no user or no item token of the student's data is known to it")
+        self.trajectory: Sequence[Callable[[], Teacher]] = ()
+        """The teacher at earlier epochs, oldest first; a call loads it."""
+        self._top: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
+
+    @abstractmethod
+    def score(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores of given items.
+
+        Args:
+            users: User ids, ``[B]``.
+            items: Item ids, ``[B, K]``, int64.
+
+        Returns:
+            ``[B, K]``, float32.
+        """
+
+    @abstractmethod
+    def score_all(self, users: Tensor) -> Tensor:
+        """Scores of all items for given users.
+
+        Args:
+            users: User ids, ``[B]``.
+
+        Returns:
+            ``[B, n_items]``, float32, a fresh tensor; column 0 is padding.
+        """
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """User and item vectors, ``[n_users, D]`` and ``[n_items, D]``, of a teacher that has them.
+
+        Scores are their inner products, times a number that is the same for all.
+        """
+        return None
+
+    @torch.no_grad()
+    def top_k(self, k: int, mask_train: bool = False) -> tuple[Tensor, Tensor]:
+        """The best items of every user and their scores, computed once for each ``k``.
+
+        Args:
+            k: Items a user.
+            mask_train: Whether train items are left out.
+
+        Returns:
+            Item ids ``[n_users, k]``, int32, best first, and scores ``[n_users, k]``, float32.
+            Rows of padding and of users the teacher does not know are 0.
+
+        Raises:
+            KDError: ``k`` is above the number of items the teacher knows and may list.
+        """
+        key = (k, mask_train)
+        if key not in self._top:
+            self.check_length(k, mask_train)
+            self._top[key] = self._compute_top_k(k, mask_train)
+        return self._top[key]
+
+    def check_length(self, k: int, mask_train: bool) -> None:
+        """Refuse lists that the teacher cannot fill.
+
+        Args:
+            k: Items a user.
+            mask_train: Whether train items are left out.
+
+        Raises:
+            KDError: ``k`` is above the number of items the teacher knows and may list.
+        """
+        limit, beside = self.n_known_items, ""
+        if mask_train and limit < len(self.knows_item) - 1:
+            longest = self._most_known_train_items()
+            limit, beside = (
+                limit - longest,
+                f", of which a user has up to {longest} in the train split",
+            )
+        if k > limit:
+            raise KDError(
+                f"teacher: a list of {k} items is asked of it, it knows {self.n_known_items} of "
+                f"the student's items{beside}; allowed are lists up to {limit}"
+            )
+
+    def _most_known_train_items(self) -> int:
+        users, items = self.history.pairs()
+        known = self.knows_item.to(items.device)[items]
+        return int(torch.bincount(users[known], minlength=1).max())
+
+    def _compute_top_k(self, k: int, mask_train: bool) -> tuple[Tensor, Tensor]:
+        n_users, n_items = len(self.knows_user), len(self.knows_item)
+        items = torch.zeros(n_users, k, dtype=torch.int32, device=self.device)
+        scores = torch.zeros(n_users, k, device=self.device)
+        rows = chunk_rows(12 * n_items, self.memory_budget_gb, n_users)
+        for users in self.knows_user.nonzero().squeeze(1).split(rows):
+            all_scores = self.score_all(users)
+            all_scores[:, 0] = -torch.inf
+            if mask_train:
+                self.history.mask_(all_scores, users)
+            best = all_scores.topk(k, dim=1)
+            items[users], scores[users] = best.indices.int(), best.values
+        return items, scores
+
+
+class FrozenTeacher(Teacher):
     """A trained model that only answers.
 
     It is put in eval mode and its gradients are switched off here, once; it is not part of the
@@ -61,36 +187,29 @@ class FrozenTeacher:
         history: UserHistory,
         memory_budget_gb: float = 0.1,
     ):
+        device = scorer.device
+        known_items = item_ids > 0
+        super().__init__(
+            (user_ids > 0).to(device), known_items.to(device), history, memory_budget_gb
+        )
         self.model = scorer.model
         self.model.requires_grad_(False)
         self.model.eval()
         self.scorer = scorer
-        self.device = scorer.device
-        self.history = history
-        self.memory_budget_gb = memory_budget_gb
-        self.knows_user = (user_ids > 0).to(self.device)
-        known_items = item_ids > 0
-        self.knows_item = known_items.to(self.device)
-        self.n_known_items = int(known_items.sum())
-        if not self.n_known_items or not bool(self.knows_user.any()):
-            raise KDError("teacher: no user or no item token of the student's data is known to it")
-        self._user_ids = user_ids.clamp_min(0).to(self.device)
-        self._item_ids = item_ids.clamp_min(0).to(self.device)
+        self._user_ids = user_ids.clamp_min(0).to(device)
+        self._item_ids = item_ids.clamp_min(0).to(device)
         same = len(item_ids) == scorer.n_items and bool(
             (item_ids == torch.arange(len(item_ids))).all()
         )
         self._reorder = None if same else self._item_ids
-        self._unknown = None if bool(known_items[1:].all()) else (~known_items).to(self.device)
-        self.trajectory: Sequence[Callable[[], FrozenTeacher]] = ()
-        """The teacher at earlier epochs, oldest first; a call loads it."""
+        self._unknown = None if bool(known_items[1:].all()) else (~known_items).to(device)
         self._factors: tuple[Tensor, Tensor] | None = None
-        self._top: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def factors(self) -> tuple[Tensor, Tensor] | None:
-        """User and item vectors in the student's ids, ``[n_users, D]`` and ``[n_items, D]``.
+        """User and item vectors in the student's ids; ``None`` for a teacher without.
 
-        Computed at the first call and kept; ``None`` for a teacher that is not factorised.
+        Computed at the first call and kept.
         """
         if self._factors is None and isinstance(self.scorer, FactorScorer):
             self._factors = self._compute_factors(self.scorer)
@@ -105,15 +224,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def score(self, users: Tensor, items: Tensor) -> Tensor:
-        """Scores of given items.
-
-        Args:
-            users: Student's user ids, ``[B]``.
-            items: Student's item ids, ``[B, K]``, int64.
-
-        Returns:
-            ``[B, K]``, float32.
-        """
+        """Scores of given items; see :meth:`Teacher.score`."""
         factors = self.factors()
         if factors is not None:
             scores = gather_dot(factors[0][users], factors[1], items)
@@ -126,14 +237,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def score_all(self, users: Tensor) -> Tensor:
-        """Scores of all items for given users.
-
-        Args:
-            users: Student's user ids, ``[B]``.
-
-        Returns:
-            ``[B, n_items]``, float32, a fresh tensor; column 0 is padding.
-        """
+        """Scores of all items for given users; see :meth:`Teacher.score_all`."""
         factors = self.factors()
         if factors is not None:
             scores = factors[0][users] @ factors[1].t()
@@ -143,58 +247,6 @@ class FrozenTeacher:
         if self._unknown is not None:
             scores.masked_fill_(self._unknown, UNKNOWN_SCORE)
         return scores
-
-    @torch.no_grad()
-    def top_k(self, k: int, mask_train: bool = False) -> tuple[Tensor, Tensor]:
-        """The best items of every user and their scores, computed once for each ``k``.
-
-        Args:
-            k: Items a user.
-            mask_train: Whether train items are left out.
-
-        Returns:
-            Item ids ``[n_users, k]``, int32, best first, and scores ``[n_users, k]``, float32.
-            Rows of padding and of users the teacher does not know are 0.
-
-        Raises:
-            KDError: ``k`` is above the number of items the teacher knows and may list.
-        """
-        key = (k, mask_train)
-        if key in self._top:
-            return self._top[key]
-        limit, beside = self.n_known_items, ""
-        if mask_train and self._unknown is not None:
-            longest = self._most_known_train_items()
-            limit, beside = (
-                limit - longest,
-                f", of which a user has up to {longest} in the train split",
-            )
-        if k > limit:
-            raise KDError(
-                f"teacher: a list of {k} items is asked of it, it knows {self.n_known_items} of "
-                f"the student's items{beside}; allowed are lists up to {limit}"
-            )
-        self._top[key] = self._compute_top_k(k, mask_train)
-        return self._top[key]
-
-    def _most_known_train_items(self) -> int:
-        users, items = self.history.pairs()
-        known = self.knows_item.to(items.device)[items]
-        return int(torch.bincount(users[known], minlength=1).max())
-
-    def _compute_top_k(self, k: int, mask_train: bool) -> tuple[Tensor, Tensor]:
-        n_users, n_items = len(self._user_ids), len(self._item_ids)
-        items = torch.zeros(n_users, k, dtype=torch.int32, device=self.device)
-        scores = torch.zeros(n_users, k, device=self.device)
-        rows = chunk_rows(12 * n_items, self.memory_budget_gb, n_users)
-        for users in self.knows_user.nonzero().squeeze(1).split(rows):
-            all_scores = self.score_all(users)
-            all_scores[:, 0] = -torch.inf
-            if mask_train:
-                self.history.mask_(all_scores, users)
-            best = all_scores.topk(k, dim=1)
-            items[users], scores[users] = best.indices.int(), best.values
-        return items, scores
 
 
 def report_overlap(

@@ -18,10 +18,10 @@ from recbole_kd.data import Split, load_split
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.options import Sources
-from recbole_kd.quick_start import translate_history
 from recbole_kd.registry import method_class
 from recbole_kd.scoring import scorer_for
 from recbole_kd.teacher import FrozenTeacher, join_tokens
+from recbole_kd.teachers import translate_history
 
 N_USERS, N_TRAIN = 10, 30
 Row = tuple[str, str, str, str]

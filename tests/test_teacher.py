@@ -19,10 +19,10 @@ from recbole_kd.history import UserHistory
 from recbole_kd.loaders import make_loaders
 from recbole_kd.losses import soft_targets
 from recbole_kd.options import Sources
-from recbole_kd.quick_start import translate_history
 from recbole_kd.registry import method_class
 from recbole_kd.scoring import Scorer, TableScorer, scorer_for
 from recbole_kd.teacher import UNKNOWN_SCORE, FrozenTeacher, join_tokens, report_overlap
+from recbole_kd.teachers import translate_history
 from recbole_kd.trainer import RunTrainer
 
 FACTORISED, DENSE = ("BPR", "LightGCN", "SASRec"), ("NeuMF", "MultiVAE")

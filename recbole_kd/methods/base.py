@@ -18,7 +18,7 @@ from recbole_kd.history import UserHistory
 from recbole_kd.noise import keyed_generator, user_noise
 from recbole_kd.rows import ROW_KINDS, Rows, RowSchedule
 from recbole_kd.scoring import FactorScorer, Scorer, require_factorised
-from recbole_kd.teacher import FrozenTeacher
+from recbole_kd.teacher import Teacher
 
 NEEDS = {
     "vectors": "a teacher with user and item vectors",
@@ -68,7 +68,7 @@ class Distiller(AbstractRecommender):
         dataset: Any,
         student: Any,
         scorer: Scorer,
-        teacher: FrozenTeacher,
+        teacher: Teacher,
         history: UserHistory,
     ):
         super().__init__()
@@ -126,7 +126,7 @@ class Distiller(AbstractRecommender):
             config.choice("kd_rows", ROW_KINDS)
 
     @classmethod
-    def check_teacher(cls, config: Any, teacher: FrozenTeacher) -> None:
+    def check_teacher(cls, config: Any, teacher: Teacher) -> None:
         """Refuse a trained teacher without what the method needs, before a student is trained.
 
         Args:

@@ -1,0 +1,242 @@
+"""Finding the teacher of a run: trained in it, or opened from the file that ``--teacher`` names."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from recbole_kd import checkpoint, deploy, leak, training
+from recbole_kd.config import KDConfig
+from recbole_kd.data import Split
+from recbole_kd.errors import KDError
+from recbole_kd.history import UserHistory
+from recbole_kd.loaders import train_part
+from recbole_kd.methods.base import NEEDS
+from recbole_kd.registry import methods_without, short_name
+from recbole_kd.scoring import Scorer, factorised_names, is_factorised, scorer_for
+from recbole_kd.teacher import FrozenTeacher, Teacher, join_tokens, report_overlap
+
+Ids = tuple[torch.Tensor, torch.Tensor]
+"""Teacher id of every user and item id of the student, -1 where unknown."""
+
+
+@dataclass
+class TeacherParts:
+    """A teacher with what the report says of it.
+
+    Attributes:
+        teacher: The teacher itself.
+        scorer: Scorer of its model.
+        name: Name of its model.
+        test_result: Test metrics.
+        checkpoint: Its file, or ``None``.
+        digest: What tells it from other teachers.
+        note: How it was tested, where that is not the student's way.
+    """
+
+    teacher: Teacher
+    scorer: Scorer
+    name: str
+    test_result: dict[str, float]
+    checkpoint: str | None
+    digest: str
+    note: str = ""
+
+
+class TeacherFinder:
+    """Trains or opens the teacher of a run.
+
+    Args:
+        method: Class of the distillation method.
+        config: The student's configuration.
+        teacher_config: The teacher's, if it is trained in the run.
+        split: The split.
+        saved: Whether files are written and reused.
+    """
+
+    def __init__(
+        self,
+        method: type[Any],
+        config: KDConfig,
+        teacher_config: KDConfig | None,
+        split: Split,
+        saved: bool,
+    ):
+        self.method, self.config, self.teacher_config = method, config, teacher_config
+        self.split, self.saved = split, saved
+
+    def check(self) -> None:
+        """Refuse a teacher that lacks what the method needs, before anything is trained.
+
+        Raises:
+            KDError: Says what is missing, and which methods do without.
+        """
+        if self.teacher_config is not None:
+            self._check_needs(self.teacher_config.model_class, self.teacher_config["model"])
+
+    def find(self) -> TeacherParts:
+        """The teacher, tested on the run's split.
+
+        Raises:
+            KDError: It lacks what the method needs, knows other users or items, or has seen the
+                student's held-out interactions.
+        """
+        if self.teacher_config is None:
+            return self._open(str(self.config.sources.get("checkpoint", "teacher")))
+        trained = training.train_cached(self.teacher_config, self.split, self.saved)
+        ids = identity(self.split)
+        frozen = self.freeze(trained.scorer, ids)
+        if trained.checkpoint is not None:
+            best = Path(trained.checkpoint)
+            frozen.trajectory = self._trajectory(best, ids, self.split.history)
+        digest = training.fingerprint(self.teacher_config, self.split)
+        parts = TeacherParts(
+            frozen, trained.scorer, trained.name, trained.test_result, trained.checkpoint, digest
+        )
+        if ranking(self.teacher_config) != ranking(self.config):
+            parts.note = ranking(self.teacher_config)
+        return parts
+
+    def freeze(self, scorer: Scorer, ids: Ids) -> FrozenTeacher:
+        """A model as a teacher of this run's student.
+
+        Args:
+            scorer: Its scorer.
+            ids: Its ids of the student's users and items.
+        """
+        return FrozenTeacher(scorer, *ids, self.split.history, self.config["memory_budget_gb"])
+
+    def _check_needs(self, cls: type[Any], name: str) -> None:
+        needs = getattr(self.method, "needs", ())
+        if "vectors" in needs and not is_factorised(cls):
+            self._lacks(
+                f"--teacher={name}", "vectors", f"with vectors are {', '.join(factorised_names())}"
+            )
+        if "trajectory" not in needs or self.teacher_config is None:
+            return
+        if not self.saved:
+            self._lacks("saved=False", "trajectory", "allowed is saved=True")
+        if not self.teacher_config["save_every"]:
+            self._lacks("--teacher.save_every=0", "trajectory", "allowed are whole numbers above 0")
+        epochs, every = self.teacher_config["epochs"], self.teacher_config["save_every"]
+        self.method.check_checkpoints(self.config, (epochs - 1) // every)
+
+    def _lacks(self, found: str, need: str, hint: str) -> None:
+        others = ", ".join(methods_without(need))
+        raise KDError(
+            f"{found}: --model={self.config.method} needs {NEEDS[need]}; {hint}; "
+            f"methods that do without: {others}"
+        )
+
+    def _trajectory(self, best: Path, ids: Ids, history: UserHistory) -> list[Callable[[], Any]]:
+        """The teacher at its earlier epochs, each loaded when it is asked for."""
+        files = checkpoint.epoch_files(best.parent)
+        users, items = history.n_users, history.n_items
+        if not files and "trajectory" in getattr(self.method, "needs", ()):
+            hint = "its best epoch came first; allowed is a lower --teacher.save_every"
+            if self.teacher_config is None:
+                hint = "found none beside it; train it with --save_every=10"
+            self._lacks(str(best), "trajectory", hint)
+
+        def load(file: Path) -> FrozenTeacher:
+            data = None
+            if self.teacher_config is not None:
+                data = train_part(self.teacher_config, self.split)
+            with torch.random.fork_rng():  # a model that is built draws numbers
+                loaded = deploy.load_model(file, self.config["device"], dataset=data)
+            if len(loaded.tokens.users) != users or len(loaded.tokens.items) != items:
+                raise KDError(f"{file}: it is of another run than {best}")
+            return self.freeze(scorer_for(loaded.model, history), ids)
+
+        return [functools.partial(load, file) for file in files]
+
+    def _open(self, path: str) -> TeacherParts:
+        """The teacher in a checkpoint."""
+        loaded = deploy.load_model(path, self.config["device"])
+        name, asked = str(loaded.config["model"]), self.config.sources.teacher
+        if asked is not None and short_name(asked) != name:
+            raise KDError(f"--teacher={asked}: the checkpoint {path} holds a {name}")
+        ids = (
+            join_tokens(self.split.tokens.users, loaded.tokens.users),
+            join_tokens(self.split.tokens.items, loaded.tokens.items),
+        )
+        report_overlap(*ids, self.config.number("min_token_overlap", low=0), path)
+        leak.guard(self.split, loaded.history, *ids, path, self.config["allow_leak"])
+        history = translate_history(self.split.history, *ids, loaded.history)
+        check = getattr(type(loaded.model), "check_data", None)
+        if check is not None:
+            check(loaded.config, history, True)
+        self._check_needs(type(loaded.model), name)
+        scorer = scorer_for(loaded.model, history)
+        frozen = self.freeze(scorer, ids)
+        file = checkpoint.file_in(path)
+        frozen.trajectory = self._trajectory(file, ids, history)
+        result = self._test(frozen)
+        parts = TeacherParts(frozen, scorer, name, result, str(file), checkpoint.digest(file))
+        if getattr(loaded.model.type, "name", "") == "SEQUENTIAL":
+            parts.note = "encodes the train history, without the validation items"
+        return parts
+
+    def _test(self, teacher: Teacher) -> dict[str, float]:
+        """Test a teacher on the student's split, in the student's ids."""
+        model = _TeacherModel(teacher, self.config)
+        return training.measure(self.config, self.split, model, ["test"])["test"]
+
+
+class _TeacherModel(nn.Module):
+    """A teacher with the face of a RecBole model, for the evaluator."""
+
+    def __init__(self, teacher: Teacher, config: Any):
+        super().__init__()
+        self.teacher = teacher
+        self.user_field = config["USER_ID_FIELD"]
+
+    def full_sort_predict(self, interaction: Any) -> torch.Tensor:
+        """Scores of all items, ``[B, n_items]``."""
+        return self.teacher.score_all(interaction[self.user_field])
+
+
+def identity(split: Split) -> Ids:
+    """Ids of a teacher that has the student's own."""
+    return torch.arange(len(split.tokens.users)), torch.arange(len(split.tokens.items))
+
+
+def ranking(config: KDConfig) -> str:
+    """Which items a model's test ranking hides, in words."""
+    if config.sequential:
+        if config.eval_targets == "next":
+            kept = config["filter_history"]
+            hidden = {False: "nothing", True: f"the last {config['MAX_ITEM_LIST_LENGTH']} items"}
+            shown = hidden.get(kept, "the whole history")
+            text = f"repeatable True, filter_history {kept} ({shown} hidden)"
+        else:
+            text = f"one ranking from the train sequence, eval_history {config['eval_history']}"
+        return f"{text}, time_anchor {config['time_anchor']}" if config.reads_time else text
+    if config["repeatable"]:
+        return "repeatable True (nothing hidden)"
+    return f"repeatable False, eval_history {config['eval_history']}"
+
+
+def translate_history(
+    history: UserHistory, user_ids: torch.Tensor, item_ids: torch.Tensor, teacher: UserHistory
+) -> UserHistory:
+    """The student's train history in the teacher's ids; what the teacher does not know is left out.
+
+    Args:
+        history: The student's history.
+        user_ids: Teacher id of every student user id, -1 where unknown.
+        item_ids: Teacher id of every student item id, -1 where unknown.
+        teacher: The teacher's own history, for its sizes.
+    """
+    users, items = history.pairs()
+    users, items = user_ids[users], item_ids[items]
+    known = (users > 0) & (items > 0)
+    times = None if history.times is None else history.times[known]
+    sizes = teacher.n_users, teacher.n_items
+    return UserHistory.from_pairs(users[known], items[known], *sizes, times)
