@@ -227,7 +227,8 @@ class KDConfig(Config):
             self.whole_number(key)
         for key in ("weight_decay", "adam_eps", "save_last_seconds", "min_token_overlap"):
             self.number(key, low=0)
-        for key in ("learning_rate", "memory_budget_gb"):
+        tempered = ["score_temperature"] if self["score_temperature"] is not None else []
+        for key in ("learning_rate", "memory_budget_gb", *tempered):
             self.number(key, low=0, above=True)
         for key in ("allow_leak", "exact_time", "repeatable", "scratch"):
             self.choice(key, (True, False))
@@ -368,6 +369,7 @@ class KDConfig(Config):
         keys = SECTION_KEYS - {"save_every", "save_last_seconds"} | model_keys(
             self.import_path, "--model"
         )
+        keys -= {"score_temperature"}  # it says how scores are read, and a model alone reads none
         if self.method != SCRATCH:
             keys |= set(method_defaults(self.method)) - set(SECTIONS)
         return keys

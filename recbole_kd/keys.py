@@ -65,6 +65,10 @@ SECTION_KEYS = {
 """Training keys that a section may set for one role."""
 
 
+CHECKPOINT_KEYS = {"checkpoint", "score_temperature"}
+"""Keys of the section of a teacher that is opened and not trained."""
+
+
 def model_keys(name: str | None, option: str) -> set[str]:
     """Keys a model reads: RecBole's YAML, ours, or the ``defaults`` of an outside class."""
     if name is None:
@@ -93,7 +97,7 @@ def known_keys(sources: Sources) -> dict[str | None, set[str]]:
     teacher, teacher_section = set(), set()
     if sources.method != SCRATCH:
         run |= set(method_defaults(sources.method)) - set(SECTIONS)
-        teacher_section = {"checkpoint"}
+        teacher_section = set(CHECKPOINT_KEYS)
         # A checkpoint brings all the options of the model in it.
         if not sources.get("checkpoint", "teacher"):
             teacher = model_keys(sources.teacher, "--teacher")
@@ -140,6 +144,6 @@ def _check_key(key: str, shown: str, known: set[str], origin: str, run: str) -> 
     hint = _elsewhere(key) or did_you_mean(key, known)
     if shown != key and key in SEQUENTIAL_KEYS:
         hint = f" Teacher and student share their sequences: set {key} without a section."
-    elif shown.startswith("teacher.") and known == {"checkpoint"}:
+    elif shown.startswith("teacher.") and known == CHECKPOINT_KEYS:
         hint = " The checkpoint brings the teacher's options: give one or the other."
     raise KDError(f"{origin}: option '{shown}' is read by no part of this run ({run}).{hint}")

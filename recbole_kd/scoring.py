@@ -83,13 +83,66 @@ class Scorer(ABC):
 
 
 class FactorScorer(Scorer):
-    """A model whose score is an inner product of a user vector and an item vector."""
+    """A model whose score is an inner product of a user vector and an item vector.
+
+    Scores are divided by a *temperature*, so that they are logits whatever the model calls a score
+    and a method's own ``tau`` means the same for every pair. It is 1 where the inner product is
+    what the model learns by. Where that is a cosine it is not: at temperature 1 a softmax of
+    numbers between -1 and 1 is almost uniform. Rankings, and the vectors, are those of the model.
+
+    Args:
+        model: A RecBole model.
+        history: Train history of every user.
+        temperature: Divides the scores, above 0; ``None``: the model's own.
+    """
 
     factorised = True
+    own_temperature = 1.0
+    """Temperature of a model that brings none."""
+
+    made_once: str | None = None
+    """A method of the model that, called without arguments, gives the same all through a step."""
+
+    def __init__(self, model: Any, history: UserHistory, temperature: float | None = None):
+        super().__init__(model, history)
+        self.temperature = self.own_temperature if temperature is None else float(temperature)
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Call the model's :attr:`made_once` at most once inside this block.
+
+        A call with arguments is the model's own affair and is never shared.
+        """
+        name = self.made_once
+        if name is None:
+            yield
+            return
+        method, outer = getattr(self.model, name), vars(self.model).get(name)
+        shared: list[Any] = []
+
+        def once(*args: Any, **kwargs: Any) -> Any:
+            if args or kwargs:
+                return method(*args, **kwargs)
+            if not shared:
+                shared.append(method())
+            return shared[0]
+
+        # On this one instance: the model's own loss calls the method too.
+        setattr(self.model, name, once)
+        try:
+            yield
+        finally:
+            delattr(self.model, name)
+            if outer is not None:
+                setattr(self.model, name, outer)
 
     def encode(self, users: Tensor) -> Tensor:
-        """User vectors, ``[B, d]``."""
-        return self.user_vectors(users)
+        """User vectors over the temperature, ``[B, d]``."""
+        return self.tempered(self.user_vectors(users))
+
+    def tempered(self, vectors: Tensor) -> Tensor:
+        """Vectors over the temperature."""
+        return vectors if self.temperature == 1 else vectors / self.temperature
 
     @abstractmethod
     def user_vectors(self, users: Tensor) -> Tensor:
@@ -124,30 +177,9 @@ class GraphScorer(FactorScorer):
     """A model whose ``forward()`` propagates all embeddings over the graph, as in LightGCN.
 
     Within :meth:`step` the propagation runs once and serves every score and the model's own loss.
-    A call of ``forward`` with arguments is the model's own affair and is never shared.
     """
 
-    @contextlib.contextmanager
-    def step(self) -> Iterator[None]:
-        """Propagate at most once inside this block."""
-        forward, outer = self.model.forward, vars(self.model).get("forward")
-        shared: list[Any] = []
-
-        def propagate_once(*args: Any, **kwargs: Any) -> Any:
-            if args or kwargs:
-                return forward(*args, **kwargs)
-            if not shared:
-                shared.append(forward())
-            return shared[0]
-
-        # On this one instance: the model's own loss calls ``self.forward()`` too.
-        self.model.forward = propagate_once
-        try:
-            yield
-        finally:
-            del self.model.forward
-            if outer is not None:
-                self.model.forward = outer
+    made_once = "forward"
 
     def user_vectors(self, users: Tensor) -> Tensor:
         """Propagated user vectors, ``[B, d]``."""
@@ -194,8 +226,14 @@ class SequenceScorer(FactorScorer):
 class TimedSequenceScorer(SequenceScorer):
     """A sequence encoder that may read times, with item vectors of its own: HSTU.
 
-    HSTU's scores are cosines; its loss divides them by a temperature, and scores do not.
+    HSTU ranks by cosines and learns by cosines over its option ``temperature``, which is the
+    default here too. Item vectors are made once in a :meth:`step`, for the model's own loss too.
     """
+
+    made_once = "item_vectors"
+
+    def __init__(self, model: Any, history: UserHistory, temperature: float | None = None):
+        super().__init__(model, history, temperature or model.options["temperature"])
 
     def encode_history(
         self, history: UserHistory, users: Tensor, at: Tensor | None = None
@@ -218,7 +256,7 @@ class TimedSequenceScorer(SequenceScorer):
         if self.history.times is None or not self.model.needs_request_time:
             return self.encode(users)
         last = self.history.offsets[users.to(self.history.offsets.device) + 1] - 1
-        return self.encode_history(self.history, users, self.history.times[last])
+        return self.tempered(self.encode_history(self.history, users, self.history.times[last]))
 
     def item_vectors(self) -> Tensor:
         """Item vectors, ``[n_items, d]``, unit length if the model scores by cosine."""
@@ -291,7 +329,7 @@ class DenseScorer(Scorer):
         return self.score(state, items)
 
 
-FACTORISED: dict[type[nn.Module], Callable[[nn.Module, UserHistory], FactorScorer]] = {
+FACTORISED: dict[type[nn.Module], type[FactorScorer]] = {
     BPR: TableScorer,
     LightGCN: GraphScorer,
     HSTU: TimedSequenceScorer,
@@ -301,7 +339,7 @@ FACTORISED: dict[type[nn.Module], Callable[[nn.Module, UserHistory], FactorScore
 """Models with a factorised scorer. A model class may bring its own as ``make_scorer``."""
 
 
-def scorer_for(model: Any, history: UserHistory) -> Scorer:
+def scorer_for(model: Any, history: UserHistory, temperature: float | None = None) -> Scorer:
     """The scorer of a model: its own, a factorised one, or the general one.
 
     Subclasses do not inherit an entry of :data:`FACTORISED` unless they declare
@@ -310,14 +348,25 @@ def scorer_for(model: Any, history: UserHistory) -> Scorer:
     Args:
         model: A RecBole model.
         history: Train history of every user.
+        temperature: Divides the scores of a factorised one; ``None``: the model's own.
+
+    Raises:
+        KDError: A temperature is given to a model without a factorised scorer.
     """
     if hasattr(model, "make_scorer"):
         return model.make_scorer(history)
     adapter = factorised_adapter(type(model))
-    return DenseScorer(model, history) if adapter is None else adapter(model, history)
+    if adapter is None:
+        if temperature is not None:
+            raise KDError(
+                f"score_temperature={temperature}: found {type(model).__name__}, whose scores are "
+                f"taken as they are; allowed with {', '.join(factorised_names())}"
+            )
+        return DenseScorer(model, history)
+    return adapter(model, history, temperature)
 
 
-def factorised_adapter(cls: type[Any]) -> Callable[[Any, UserHistory], FactorScorer] | None:
+def factorised_adapter(cls: type[Any]) -> type[FactorScorer] | None:
     """The factorised scorer of a model class in :data:`FACTORISED`, or ``None``."""
     for known, adapter in FACTORISED.items():
         if cls is known or (issubclass(cls, known) and getattr(cls, "same_scores", False)):
@@ -355,7 +404,5 @@ def factorised_names() -> list[str]:
 def sequence_names() -> list[str]:
     """Names of the models that encode any item sequence."""
     return sorted(
-        cls.__name__
-        for cls, adapter in FACTORISED.items()
-        if isinstance(adapter, type) and issubclass(adapter, SequenceScorer)
+        cls.__name__ for cls, adapter in FACTORISED.items() if issubclass(adapter, SequenceScorer)
     )

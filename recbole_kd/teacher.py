@@ -222,12 +222,15 @@ class FrozenTeacher(Teacher):
         items = items.clone() if self._reorder is None else items[self._reorder]
         return users.float().contiguous(), items.float().contiguous()
 
+    def _tempered(self, vectors: Tensor) -> Tensor:
+        return self.scorer.tempered(vectors) if isinstance(self.scorer, FactorScorer) else vectors
+
     @torch.no_grad()
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of given items; see :meth:`Teacher.score`."""
         factors = self.factors()
         if factors is not None:
-            scores = gather_dot(factors[0][users], factors[1], items)
+            scores = gather_dot(self._tempered(factors[0][users]), factors[1], items)
         else:
             state = self.scorer.encode(self._user_ids[users])
             scores = self.scorer.score(state, self._item_ids[items]).float()
@@ -240,7 +243,7 @@ class FrozenTeacher(Teacher):
         """Scores of all items for given users; see :meth:`Teacher.score_all`."""
         factors = self.factors()
         if factors is not None:
-            scores = factors[0][users] @ factors[1].t()
+            scores = self._tempered(factors[0][users]) @ factors[1].t()
         else:
             scores = self.scorer.score_all(self.scorer.encode(self._user_ids[users])).float()
             scores = scores if self._reorder is None else scores[:, self._reorder]

@@ -70,6 +70,11 @@ class TeacherFinder:
     ):
         self.method, self.config, self.teacher_config = method, config, teacher_config
         self.split, self.saved = split, saved
+        asked = config.sources.get("score_temperature", "teacher")
+        self.temperature = asked if teacher_config is None else teacher_config["score_temperature"]
+        positive = isinstance(asked, int | float) and not isinstance(asked, bool) and asked > 0
+        if asked is not None and not positive:
+            raise KDError(f"--teacher.score_temperature={asked}: allowed are numbers above 0")
 
     def check(self) -> None:
         """Refuse a teacher that lacks what the method needs, before anything is trained.
@@ -95,7 +100,7 @@ class TeacherFinder:
         if trained.checkpoint is not None:
             best = Path(trained.checkpoint)
             frozen.trajectory = self._trajectory(best, ids, self.split.history)
-        digest = training.fingerprint(self.teacher_config, self.split)
+        digest = self._digest(training.fingerprint(self.teacher_config, self.split))
         parts = TeacherParts(
             frozen, trained.scorer, trained.name, trained.test_result, trained.checkpoint, digest
         )
@@ -152,7 +157,8 @@ class TeacherFinder:
                 loaded = deploy.load_model(file, self.config["device"], dataset=data)
             if len(loaded.tokens.users) != users or len(loaded.tokens.items) != items:
                 raise KDError(f"{file}: it is of another run than {best}")
-            return self.freeze(scorer_for(loaded.model, history), ids)
+            scorer = scorer_for(loaded.model, history, self._temperature_of(loaded))
+            return self.freeze(scorer, ids)
 
         return [functools.partial(load, file) for file in files]
 
@@ -173,15 +179,24 @@ class TeacherFinder:
         if check is not None:
             check(loaded.config, history, True)
         self._check_needs(type(loaded.model), name)
-        scorer = scorer_for(loaded.model, history)
+        scorer = scorer_for(loaded.model, history, self._temperature_of(loaded))
         frozen = self.freeze(scorer, ids)
         file = checkpoint.file_in(path)
         frozen.trajectory = self._trajectory(file, ids, history)
         result = self._test(frozen)
-        parts = TeacherParts(frozen, scorer, name, result, str(file), checkpoint.digest(file))
+        digest = self._digest(checkpoint.digest(file))
+        parts = TeacherParts(frozen, scorer, name, result, str(file), digest)
         if getattr(loaded.model.type, "name", "") == "SEQUENTIAL":
             parts.note = "encodes the train history, without the validation items"
         return parts
+
+    def _temperature_of(self, loaded: deploy.LoadedModel) -> float | None:
+        """The temperature asked for, or the one the model was trained to be asked with."""
+        return loaded.config["score_temperature"] if self.temperature is None else self.temperature
+
+    def _digest(self, digest: str) -> str:
+        """The temperature is no part of a teacher's training, and one of what it teaches."""
+        return digest if self.temperature is None else f"{digest} at {self.temperature:g}"
 
     def _test(self, teacher: Teacher) -> dict[str, float]:
         """Test a teacher on the student's split, in the student's ids."""

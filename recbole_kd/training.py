@@ -81,6 +81,8 @@ def fingerprint(config: KDConfig, split: Split, *more: str) -> str:
     keys = config.learning_keys() | SELECTION_KEYS
     options = {k: v for k, v in config.resolved().items() if k in keys}
     options.update(selection(config))
+    if config.method != SCRATCH and config["score_temperature"] is not None:
+        options["score_temperature"] = config["score_temperature"]
     if config["save_every"]:
         options["save_every"] = config["save_every"]  # a model found trained must have its way
     names = [config.import_path, config.method]
@@ -170,7 +172,7 @@ def train(
     """
     started = time.perf_counter()
     model = build_plain(config, split)
-    scorer = scorer_for(model, split.history)
+    scorer = scorer_for(model, split.history, config["score_temperature"])
     if config.role == "teacher":
         scorer.check()
     # Whatever the wrapper draws must not move the batches and negatives of the base loss.
@@ -397,9 +399,8 @@ def _find(config: KDConfig, split: Split, folder: Path) -> Trained:
     loaded = deploy.load_model(folder, config["device"], dataset=train_part(config, split))
     same = result.pop("measured", None) == measured(config)
     result["name"] = result.pop("model")
-    trained = Trained(
-        model=loaded.model, scorer=scorer_for(loaded.model, split.history), folder=folder, **result
-    )
+    scorer = scorer_for(loaded.model, split.history, config["score_temperature"])
+    trained = Trained(model=loaded.model, scorer=scorer, folder=folder, **result)
     if not same:
         found = measure(config, split, loaded.model)
         trained.best_valid_result, trained.test_result = found["valid"], found["test"]

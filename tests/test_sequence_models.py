@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from recbole.utils import get_model
 from tiny import config_for, ml100k_rows, write_dataset, write_parts
@@ -19,6 +20,7 @@ from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.loaders import make_loaders
 from recbole_kd.scoring import scorer_for
+from recbole_kd.teacher import FrozenTeacher
 from recbole_kd.times import check_history
 from recbole_kd.training import build_plain, check_data, fingerprint
 
@@ -500,16 +502,89 @@ def test_models_that_read_what_transforms_add(root: Path) -> None:
     assert np.isfinite(result["test_result"]["ndcg@10"])
 
 
-def test_the_scorer_is_the_models_ranking(root: Path) -> None:
+@pytest.mark.parametrize("asked", [None, 0.2, 1.0])
+def test_the_scorer_is_the_models_ranking_over_a_temperature(
+    root: Path, asked: float | None
+) -> None:
     config = config_for(
         root, student="HSTU", **SMALL["HSTU"], time_anchor="current", eval_targets="all"
     )
     split = load_split(config)
     model = build_plain(config, split).eval()
-    scorer = scorer_for(model, split.history)
+    scorer = scorer_for(model, split.history, asked)
     batch = next(iter(make_loaders(config, split)[1]))[0]
-    wanted = model.full_sort_predict(batch)
+    wanted = model.full_sort_predict(batch) / (asked or config["temperature"])
     state = scorer.encode(batch["user_id"])
-    assert torch.allclose(scorer.score_all(state), wanted, atol=1e-6)
+    assert torch.allclose(scorer.score_all(state), wanted, atol=1e-5)
+    assert torch.allclose(scorer.score_all(scorer.encode_now(batch["user_id"])), wanted, atol=1e-5)
     items = torch.randint(1, split.history.n_items, (len(batch), 7))
-    assert torch.allclose(scorer.score(state, items), wanted.gather(1, items), atol=1e-6)
+    assert torch.allclose(scorer.score(state, items), wanted.gather(1, items), atol=1e-5)
+    # The vectors themselves are of unit length, and a teacher's scores are over it too.
+    assert torch.allclose(scorer.user_vectors(batch["user_id"]).norm(dim=1), torch.tensor(1.0))
+    ids = torch.arange(split.history.n_users), torch.arange(split.history.n_items)
+    teacher = FrozenTeacher(scorer, *ids, split.history)
+    assert torch.allclose(teacher.score_all(batch["user_id"]), wanted, atol=1e-5)
+    assert torch.allclose(
+        teacher.score(batch["user_id"], items), wanted.gather(1, items), atol=1e-5
+    )
+
+
+def test_item_vectors_are_made_once_a_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_for(root, student="HSTU", **SMALL["HSTU"], time_anchor="current")
+    split = load_split(config)
+    model = build_plain(config, split).eval()
+    scorer = scorer_for(model, split.history)
+    calls: list[int] = []
+    own = type(model).item_vectors
+    monkeypatch.setattr(type(model), "item_vectors", lambda m: calls.append(1) or own(m))
+    batch = next(iter(make_loaders(config, split)[0]))
+    users = split.history.active_users()[:4]
+    with scorer.step():
+        scorer.score_all(scorer.encode(users))
+        scorer.score(scorer.encode(users), torch.ones(4, 2, dtype=torch.int64))
+        model.calculate_loss(batch).backward()
+    assert len(calls) == 1
+    scorer.item_vectors()
+    assert len(calls) == 2, "what was made in a step outlives it"
+
+
+def test_the_temperature_of_scores_is_no_part_of_a_model_alone(root: Path) -> None:
+    def digest(role: str, method: str = "RCEKD", **more: Any) -> str:
+        given = {"model": method, "student": "HSTU", "teacher": "HSTU", **SMALL["HSTU"]}
+        config = config_for(root, role, **given, **more)
+        return fingerprint(config, load_split(config))
+
+    for role in ("teacher", "scratch"):
+        assert digest(role) == digest(role, score_temperature=0.3)
+    assert digest("student") != digest("student", score_temperature=0.3)
+    for section in ("student", "teacher"):
+        with pytest.raises(KDError, match=r"score_temperature=0: allowed are numbers above 0"):
+            digest(section, **{f"{section}.score_temperature": 0})
+
+
+def test_another_temperature_is_another_run(root: Path) -> None:
+    def checkpoints(teacher: str | None = "HSTU", **more: Any) -> dict[str, str]:
+        small = {"student": SMALL["HSTU"], "teacher": {**SMALL["HSTU"], "epochs": 1}}
+        if teacher is None:
+            small.pop("teacher")
+        given = {**options(root, epochs=1), **small, "time_anchor": "current", "scratch": False}
+        given |= {"kd_weight": 1, "ce_guide": "teacher", "ce_K": 5, **more}
+        return run_recbole_kd("CE", "tiny", student="HSTU", teacher=teacher, config_dict=given)[
+            "checkpoints"
+        ]
+
+    found = [
+        checkpoints(),
+        checkpoints(**{"teacher.score_temperature": 0.5}),
+        checkpoints(**{"student.score_temperature": 0.5}),
+    ]
+    assert len({c["student"] for c in found}) == 3
+    assert len({c["teacher"] for c in found}) == 1, "a teacher is trained anew for it"
+    opened = {"teacher.checkpoint": found[0]["teacher"]}
+    found += [checkpoints(None, **opened, **{"teacher.score_temperature": t}) for t in (0.5, 0.6)]
+    assert len({c["student"] for c in found}) == 5
+
+
+def test_scores_that_have_no_temperature_take_none(root: Path) -> None:
+    with pytest.raises(KDError, match=r"score_temperature=0.5: found NeuMF.* allowed with .*HSTU"):
+        scorer_for(tiny.model("NeuMF"), tiny.split_for("NeuMF").history, 0.5)
