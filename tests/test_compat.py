@@ -23,6 +23,7 @@ import torch
 from recbole.config import Config
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.data.interaction import Interaction
 from recbole.evaluator.collector import Collector
 from recbole.model.general_recommender import NGCF
 from recbole.model.general_recommender import LightGCN as RecBoleLightGCN
@@ -185,6 +186,34 @@ def test_graph_models_of_ours_have_the_same(root: Path, split: Split) -> None:
     torch.testing.assert_close(
         ours.to_dense().double(), normalised_adjacency(split), rtol=1e-6, atol=1e-9
     )
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_lightgcn_of_ours_is_recboles(
+    root: Path, split: Split, by_rows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same weights, same embeddings, same loss, same gradients; with and without MKL."""
+    compat.scipy_dok_update()
+    config = config_for(root, student="LightGCN", n_layers=3, reg_weight=0.1)
+    theirs = RecBoleLightGCN(config, split.train)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: by_rows)
+    ours = build_plain(config, split)
+    layout = torch.sparse_csr if by_rows else torch.sparse_coo
+    assert ours.norm_adj_matrix.layout == layout
+    ours.load_state_dict(theirs.state_dict())
+    generator = torch.Generator().manual_seed(1)
+    columns = {
+        "user_id": torch.randint(1, split.history.n_users, (64,), generator=generator),
+        "item_id": torch.randint(1, split.history.n_items, (64,), generator=generator),
+        "neg_item_id": torch.randint(1, split.history.n_items, (64,), generator=generator),
+    }
+    gradients = []
+    for model in (theirs, ours):
+        loss = model.calculate_loss(Interaction(columns))
+        loss.backward()
+        gradients.append([loss, *model.forward(), *(p.grad for p in model.parameters())])
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
 
 
 def test_graph_models_fail_without_the_method(
