@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from recbole_kd.candidates import chunk_rows
 from recbole_kd.errors import KDError
 from recbole_kd.gather import gather_dot
 from recbole_kd.history import UserHistory
+from recbole_kd.score_table import ScoreTable, table_bytes
 from recbole_kd.scoring import FactorScorer, Scorer
 
 UNKNOWN_SCORE = -1e9
@@ -167,13 +169,18 @@ class FrozenTeacher(Teacher):
     student's module tree, so no ``train()`` call reaches it. Users and items are given and
     returned as the student's ids.
 
+    Of a model with user and item vectors those are kept. The scores of any other are kept too, as
+    a :class:`recbole_kd.score_table.ScoreTable`, if that is within the memory budget; if not, they
+    are computed anew, by chunks of users, whenever a method asks.
+
     Args:
         scorer: Scorer of the teacher's model, whose history is the *student's* train split in the
             teacher's ids (a sequence teacher must read what the student may know, nothing more).
         user_ids: Teacher id of every student user id, -1 where unknown, ``[n_users]``.
         item_ids: Teacher id of every student item id, -1 where unknown, ``[n_items]``.
         history: Train history in the student's ids, to mask train items.
-        memory_budget_gb: Working memory of a chunk, in GiB.
+        memory_budget_gb: Working memory of a chunk, and size of a table of scores, in GiB.
+        table_folder: Where such a table lies; ``None``: where temporary files do.
 
     Raises:
         KDError: No user or no item is known to the teacher.
@@ -186,6 +193,7 @@ class FrozenTeacher(Teacher):
         item_ids: Tensor,
         history: UserHistory,
         memory_budget_gb: float = 0.1,
+        table_folder: Path | None = None,
     ):
         device = scorer.device
         known_items = item_ids > 0
@@ -204,6 +212,8 @@ class FrozenTeacher(Teacher):
         self._reorder = None if same else self._item_ids
         self._unknown = None if bool(known_items[1:].all()) else (~known_items).to(device)
         self._factors: tuple[Tensor, Tensor] | None = None
+        self._table: ScoreTable | None = None
+        self._table_folder = table_folder
 
     @torch.no_grad()
     def factors(self) -> tuple[Tensor, Tensor] | None:
@@ -231,6 +241,8 @@ class FrozenTeacher(Teacher):
         factors = self.factors()
         if factors is not None:
             scores = gather_dot(self._tempered(factors[0][users]), factors[1], items)
+        elif (table := self._score_table()) is not None:
+            scores = table.score(users, items)
         else:
             state = self.scorer.encode(self._user_ids[users])
             scores = self.scorer.score(state, self._item_ids[items]).float()
@@ -244,12 +256,27 @@ class FrozenTeacher(Teacher):
         factors = self.factors()
         if factors is not None:
             scores = self._tempered(factors[0][users]) @ factors[1].t()
+        elif (table := self._score_table()) is not None:
+            scores = table.score_all(users)
         else:
-            scores = self.scorer.score_all(self.scorer.encode(self._user_ids[users])).float()
-            scores = scores if self._reorder is None else scores[:, self._reorder]
+            scores = self._ask_all(users)
         if self._unknown is not None:
             scores.masked_fill_(self._unknown, UNKNOWN_SCORE)
         return scores
+
+    def _ask_all(self, users: Tensor) -> Tensor:
+        """The model's own scores of all items, in the student's ids."""
+        scores = self.scorer.score_all(self.scorer.encode(self._user_ids[users])).float()
+        return scores if self._reorder is None else scores[:, self._reorder]
+
+    def _score_table(self) -> ScoreTable | None:
+        """Scores of everything, made at the first call; ``None`` if they exceed the budget."""
+        sizes = len(self._user_ids), len(self._item_ids)
+        if self._table is None and table_bytes(*sizes) <= self.memory_budget_gb * 2**30:
+            users = self.knows_user.nonzero().squeeze(1)
+            rows = chunk_rows(12 * sizes[1], self.memory_budget_gb, sizes[0])
+            self._table = ScoreTable(self._ask_all, users, *sizes, rows, self._table_folder)
+        return self._table
 
 
 def report_overlap(

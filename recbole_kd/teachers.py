@@ -115,7 +115,12 @@ class TeacherFinder:
             scorer: Its scorer.
             ids: Its ids of the student's users and items.
         """
-        return FrozenTeacher(scorer, *ids, self.split.history, self.config["memory_budget_gb"])
+        folder = None
+        if self.saved:
+            folder = Path(self.config["checkpoint_dir"])
+            folder.mkdir(parents=True, exist_ok=True)
+        budget = self.config["memory_budget_gb"]
+        return FrozenTeacher(scorer, *ids, self.split.history, budget, folder)
 
     def _check_needs(self, cls: type[Any], name: str) -> None:
         needs = getattr(self.method, "needs", ())

@@ -120,7 +120,8 @@ def test_scores_are_the_teachers_own(name: str) -> None:
     with torch.no_grad():
         expected = scorer.score_all(scorer.encode(users))
     everything = teacher.score_all(users)
-    torch.testing.assert_close(everything, expected, rtol=1e-4, atol=1e-5)
+    near = 1e-3 * float(expected.abs().max()) if name in DENSE else 1e-5  # half precision
+    torch.testing.assert_close(everything, expected, rtol=1e-4, atol=near)
     torch.testing.assert_close(
         teacher.score(users, items), everything.gather(1, items), rtol=1e-4, atol=1e-5
     )
@@ -181,10 +182,8 @@ def test_what_is_constant_is_computed_once(name: str, monkeypatch: pytest.Monkey
     teacher.top_k(5, False)
     users = tiny.users_of(tiny.split_for(name), 3)
     teacher.score(users, torch.ones(len(users), 2, dtype=torch.int64))
-    if name == "MultiVAE":
-        assert len(calls) > len(once)
-    else:
-        assert calls == once == ["item_vectors", "user_vectors"]
+    assert calls == once
+    assert set(calls) == ({"score_all"} if name == "MultiVAE" else {"item_vectors", "user_vectors"})
     assert not torch.equal(teacher.top_k(5, False)[0], first[0])
 
 

@@ -1,0 +1,151 @@
+"""Scores of a teacher without vectors: kept in a mapped file, or computed by chunks."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from recbole_kd import checkpoint
+from recbole_kd.errors import KDError
+from recbole_kd.losses import soft_targets
+from recbole_kd.score_table import ScoreTable, table_bytes
+from recbole_kd.scoring import scorer_for
+from recbole_kd.teacher import UNKNOWN_SCORE, FrozenTeacher
+
+USERS, ITEMS = 7, 40
+
+
+def table_of(scores: Tensor, **more: Any) -> ScoreTable:
+    users = torch.arange(1, len(scores))
+    return ScoreTable(lambda u: scores[u].clone(), users, *scores.shape, rows=2, **more)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 100.0, 1e4])
+def test_what_carries_a_softmax_is_exact(scale: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    scores = (torch.rand(USERS, ITEMS, generator=generator) * 2 - 1) * scale
+    table, users = table_of(scores), torch.tensor([5, 1, 2])
+    found, wanted = table.score_all(users), scores[users]
+    assert found.dtype == torch.float32
+    gap = wanted[:, 1:].amax(1, keepdim=True) - wanted
+    assert bool(((found - wanted).abs() <= gap.abs() * 2**-10 + 1e-6 * scale).all())
+    targets = soft_targets(found[:, 1:], 1.0), soft_targets(wanted[:, 1:], 1.0)
+    torch.testing.assert_close(*targets, rtol=0, atol=2e-3)
+    items = torch.randint(1, ITEMS, (3, 9), generator=generator)
+    assert torch.equal(table.score(users, items), found.gather(1, items))
+    found.fill_(7)
+    assert not torch.equal(table.score_all(users), found), "a tensor of the table's own"
+
+
+def test_far_below_is_finite_and_last() -> None:
+    scores = torch.zeros(3, 6)
+    scores[1, 2], scores[1, 3], scores[1, 4] = 5.0, -1e9, -torch.inf
+    found = table_of(scores).score_all(torch.tensor([1]))[0]
+    assert found[2] == 5
+    assert bool(torch.isfinite(found).all())
+    assert set(found[1:].topk(2, largest=False).indices.tolist()) == {2, 3}
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_scores_that_are_no_numbers_are_refused(bad: float) -> None:
+    scores = torch.zeros(3, 6)
+    scores[2, 4] = bad
+    with pytest.raises(KDError, match="no finite number"):
+        table_of(scores)
+
+
+def test_the_file_is_half_precision_and_leaves_nothing(tmp_path: Path) -> None:
+    table = table_of(torch.rand(USERS, ITEMS), folder=tmp_path)
+    assert table._table.dtype == torch.float16
+    assert isinstance(table._file.fileno(), int)
+    assert table._file.seek(0, 2) == table_bytes(USERS, ITEMS) == 2 * USERS * ITEMS
+    del table
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(KDError, match="has 0 MiB free"):
+        table_of(torch.rand(USERS, ITEMS), folder=tmp_path)
+
+
+# -- in a teacher ------------------------------------------------------------------------------
+
+
+def teacher_of(name: str, budget: float, item_ids: Tensor | None = None) -> FrozenTeacher:
+    history = tiny.split_for(name).history
+    scorer = scorer_for(tiny.model(name), history)
+    items = torch.arange(history.n_items) if item_ids is None else item_ids
+    return FrozenTeacher(scorer, torch.arange(history.n_users), items, history, budget)
+
+
+def counted(teacher: FrozenTeacher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Users whose scores the model is asked for."""
+    asked: list[int] = []
+
+    def noted(original: Any, state: Tensor, *rest: Tensor) -> Tensor:
+        asked.extend(state.tolist())
+        return original(state, *rest)
+
+    for name in ("score", "score_all"):
+        if name == "score" or teacher.scorer._full_sort:
+            original = getattr(teacher.scorer, name)
+            monkeypatch.setattr(teacher.scorer, name, functools.partial(noted, original))
+    return asked
+
+
+@pytest.mark.parametrize("name", ["MultiVAE", "NeuMF", "EASE"])
+def test_every_user_is_asked_about_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = teacher_of(name, 0.1)
+    asked = counted(teacher, monkeypatch)
+    users = teacher.history.active_users()
+    for _ in range(2):
+        teacher.score(users, torch.ones(len(users), 3, dtype=torch.int64))
+        teacher.score_all(users)
+        teacher.top_k(4, mask_train=True)
+    known = teacher.knows_user.nonzero().squeeze(1).tolist()
+    assert sorted(asked) == known
+
+
+def test_a_small_budget_computes_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    history = tiny.split_for("MultiVAE").history
+    fits = table_bytes(history.n_users, history.n_items) / 2**30
+    for budget, times in ((fits, 1), (fits * 0.99, 2)):
+        teacher = teacher_of("MultiVAE", budget)
+        asked = counted(teacher, monkeypatch)
+        users = teacher.knows_user.nonzero().squeeze(1)
+        first, second = teacher.score_all(users), teacher.score_all(users)
+        assert torch.equal(first, second)
+        assert len(asked) == times * len(users)
+
+
+def test_the_two_ways_agree() -> None:
+    kept, anew = teacher_of("NeuMF", 0.1), teacher_of("NeuMF", 1e-9)
+    users = kept.history.active_users()
+    torch.testing.assert_close(kept.score_all(users), anew.score_all(users), rtol=0, atol=2e-3)
+    torch.testing.assert_close(kept.top_k(3)[1], anew.top_k(3)[1], rtol=0, atol=2e-3)
+
+
+def test_what_the_teacher_does_not_know_stays_unknown() -> None:
+    items = torch.arange(tiny.split_for("MultiVAE").history.n_items)
+    items[3] = -1
+    teacher = teacher_of("MultiVAE", 0.1, items)
+    users = teacher.history.active_users()
+    assert bool((teacher.score_all(users)[:, 3] == UNKNOWN_SCORE).all())
+    assert bool((teacher.score(users, torch.full((len(users), 1), 3)) == UNKNOWN_SCORE).all())
+
+
+def test_a_teacher_with_vectors_makes_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "memmap", lambda *a, **k: pytest.fail("a table is made"))
+    teacher = teacher_of("BPR", 0.1)
+    teacher.score_all(teacher.history.active_users())
+    with pytest.raises(pytest.fail.Exception):
+        teacher_of("NeuMF", 0.1).score_all(teacher.history.active_users())
