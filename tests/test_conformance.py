@@ -220,6 +220,23 @@ def test_a_graph_student_propagates_once_a_step(method: type[Distiller]) -> None
     assert all(p.grad is not None and p.grad.any() for p in distiller.parameters())
 
 
+def test_users_are_encoded_once_a_step(
+    method: type[Distiller], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder of sequences costs more than all item sets together."""
+    world = make_world()
+    distiller = build(method, world)
+    distiller.begin_epoch(0, 2)
+    calls: list[Tensor] = []
+    encode = distiller.scorer.user_vectors
+    monkeypatch.setattr(
+        distiller.scorer, "user_vectors", lambda users: calls.append(users) or encode(users)
+    )
+    distiller.calculate_loss(world.batch())
+    assert len(calls) == 1
+    assert len(calls[0].unique()) == len(calls[0])
+
+
 # -- seeds and random streams ------------------------------------------------------------------
 
 

@@ -99,23 +99,40 @@ class TARec(EmbeddingDistiller):
         self.to(self.device)
 
     def distil(self, interaction: Any) -> Tensor:
-        """Both losses, weighted."""
-        rows = self.rows.next(interaction[self.user_field])
-        scores, vectors = self.kd_loss(rows), self.embedding_loss(self.entities(interaction))
+        """Both losses, weighted; every user is encoded once."""
+        rows, entities = self.rows.next(interaction[self.user_field]), self.entities(interaction)
+        users = torch.cat([rows.users, entities.users]).unique()
+        encoded = self.scorer.user_vectors(users)
+        of_rows, of_batch = (
+            encoded[torch.searchsorted(users, ids)] for ids in (rows.users, entities.users)
+        )
+        scores = self.score_loss(rows, of_rows)
+        vectors = self.vector_loss(entities, of_batch, self.scorer.item_vectors())
         return self.wasserstein * scores + self.contrast * vectors
 
     def kd_loss(self, rows: Rows) -> Tensor:
-        """Mean of :func:`wasserstein_loss` over the rows."""
-        items, teacher = (t[rows.users] for t in self.teacher.top_k(self.k, self.mask_train))
-        student = self.scorer.score(self.scorer.encode(rows.users), items.long())
-        return rows.mean(wasserstein_loss(student, teacher, self.tau))
+        """:meth:`score_loss` alone."""
+        return self.score_loss(rows, self.scorer.user_vectors(rows.users))
 
     def embedding_loss(self, entities: Entities) -> Tensor:
+        """:meth:`vector_loss` alone."""
+        vectors = self.scorer.user_vectors(entities.users)
+        return self.vector_loss(entities, vectors, self.scorer.item_vectors())
+
+    def score_loss(self, rows: Rows, users: Tensor) -> Tensor:
+        """Mean of :func:`wasserstein_loss` over the rows, of user vectors ``[b, d]``."""
+        items, teacher = (t[rows.users] for t in self.teacher.top_k(self.k, self.mask_train))
+        student = self.scorer.score(self.scorer.tempered(users), items.long())
+        return rows.mean(wasserstein_loss(student, teacher, self.tau))
+
+    def vector_loss(self, entities: Entities, users: Tensor, items: Tensor) -> Tensor:
         """Sum of :func:`contrastive_loss` over users and positives, over the rows of the batch."""
-        users, items = self.vectors(entities.users, entities.positives)
         pairs = (
             (self.user_projector(users), self.teacher_users[entities.users]),
-            (self.item_projector(items), self.teacher_items[entities.positives]),
+            (
+                self.item_projector(items[entities.positives]),
+                self.teacher_items[entities.positives],
+            ),
         )
         losses = [contrastive_loss(*pair, self.contrast_tau).sum() for pair in pairs]
         return torch.stack(losses).sum() / entities.rows
