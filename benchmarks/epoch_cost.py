@@ -40,6 +40,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
     },
 }
+MODELS: dict[str, dict[str, Any]] = {
+    "BPR": {},
+    "LightGCN": {"teacher.embedding_size": 400, "rcekd_L": 100, "n_layers": 3, "reg_weight": 0.0},
+}
+"""Model of teacher and student -> what differs from the data set's settings."""
 VARIANTS = {
     "rows by interaction, refresh every epoch": ("interaction", 1),
     "rows by user, refresh every epoch": ("user", 1),
@@ -52,6 +57,7 @@ def config_for(dataset: str, options: Any, role: str = "student", **more: Any) -
     """Configuration of one role in the benchmark's setting."""
     given = {
         **SETTINGS[dataset],
+        **MODELS[options.model],
         "student.embedding_size": 20,
         "recipe": "none",
         "protocol": "rcekd",
@@ -60,7 +66,7 @@ def config_for(dataset: str, options: Any, role: str = "student", **more: Any) -
         "state": "WARNING",
         **more,
     }
-    sources = Sources.collect("RCEKD", dataset, "BPR", "BPR", options=given)
+    sources = Sources.collect("RCEKD", dataset, options.model, options.model, options=given)
     return KDConfig(sources, role)
 
 
@@ -84,6 +90,7 @@ def parse() -> Any:
     """The script's options."""
     options = parser(__doc__ or "")
     options.add_argument("--dataset", choices=sorted(SETTINGS), default="citeulike")
+    options.add_argument("--model", choices=sorted(MODELS), default="BPR", help="of both roles")
     options.add_argument("--epochs", type=int, default=3, help="counted epochs a round")
     options.add_argument("--rounds", type=int, default=2, help="rounds, the reference between them")
     options.add_argument("--raw", default=None)
@@ -190,9 +197,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = time_all(chosen, folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    width = SETTINGS[chosen.dataset]["teacher.embedding_size"]
+    width = config_for(chosen.dataset, chosen, "teacher")["embedding_size"]
+    model, name = chosen.model, chosen.dataset
     text = (
-        f"# Cost of an epoch, {chosen.dataset}\n\nBPR d={width} -> BPR d=20. Seconds; "
+        f"# Cost of an epoch, {name}\n\n{model} d={width} -> {model} d=20. Seconds; "
         f"refresh is the mean an epoch, the rest medians.\n\n{table(found)}\n\n"
         f"- once a run: the teacher's top lists, {found.setup:.2f} s\n"
         f"- peak memory {peak:.2f} GiB\n{whole_run(found, chosen.best_epochs)}"
@@ -200,7 +208,7 @@ def main() -> None:
     )
     out = Path(chosen.out or "results/epoch_cost")
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{chosen.dataset}.md").write_text(text, encoding="utf-8")
+    (out / f"{name if model == 'BPR' else f'{name}-{model}'}.md").write_text(text, encoding="utf-8")
     print(text)
 
 
