@@ -67,6 +67,8 @@ SECTION_KEYS = {
 
 CHECKPOINT_KEYS = {"checkpoint", "score_temperature"}
 """Keys of the section of a teacher that is opened and not trained."""
+SEVERAL_KEYS = {"teacher_weights", "teacher_combine", "teacher_tau"}
+"""Keys that say how several teachers are combined."""
 
 
 def model_keys(name: str | None, option: str) -> set[str]:
@@ -99,9 +101,11 @@ def known_keys(sources: Sources) -> dict[str | None, set[str]]:
         run |= set(method_defaults(sources.method)) - set(SECTIONS)
         teacher_section = set(CHECKPOINT_KEYS)
         # A checkpoint brings all the options of the model in it.
-        if not sources.get("checkpoint", "teacher"):
+        if not sources.teacher_files:
             teacher = model_keys(sources.teacher, "--teacher")
             teacher_section |= SECTION_KEYS | (teacher - SEQUENTIAL_KEYS)
+    if sources.method == SCRATCH or len(sources.teacher_files) < 2:
+        run -= SEVERAL_KEYS
     section = SECTION_KEYS | (student - SEQUENTIAL_KEYS)
     return {
         None: run | student | teacher,
@@ -144,6 +148,8 @@ def _check_key(key: str, shown: str, known: set[str], origin: str, run: str) -> 
     hint = _elsewhere(key) or did_you_mean(key, known)
     if shown != key and key in SEQUENTIAL_KEYS:
         hint = f" Teacher and student share their sequences: set {key} without a section."
+    elif key in SEVERAL_KEYS:
+        hint = ' It is for several teachers: --teacher="[a.pth, b.pth]".'
     elif shown.startswith("teacher.") and known == CHECKPOINT_KEYS:
         hint = " The checkpoint brings the teacher's options: give one or the other."
     raise KDError(f"{origin}: option '{shown}' is read by no part of this run ({run}).{hint}")

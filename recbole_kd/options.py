@@ -28,6 +28,9 @@ ROLE_SECTIONS = {
 TEACHER_FILES = (".pt", ".pth", ".parquet", ".csv", ".npz")
 """Endings by which ``--teacher`` is a file, not the name of a model."""
 
+TEACHER_KEYS = ("teacher", "checkpoint")
+"""Keys that may hold a list of files and run folders, one a teacher."""
+
 TEXT_KEYS = {
     *NAMES,
     "checkpoint",
@@ -82,10 +85,19 @@ def parse_option(key: str, value: Any) -> Any:
     """
     if isinstance(value, Mapping) and key in SECTIONS:
         return {inner: parse_option(inner, v) for inner, v in value.items()}
-    parsed = parse_value(value)
-    if isinstance(value, str) and key.rpartition(".")[2] in TEXT_KEYS:
+    parsed, tail = parse_value(value), key.rpartition(".")[2]
+    if isinstance(parsed, list) and tail in TEACHER_KEYS:
+        return _texts(value) if isinstance(value, str) else parsed
+    if isinstance(value, str) and tail in TEXT_KEYS:
         return parsed if parsed is None or isinstance(parsed, Mapping) else value
     return parsed
+
+
+def _texts(text: str) -> list[str]:
+    """A YAML list as the texts in it: a folder called ``2024`` is no number."""
+    node = yaml.compose(text, Loader=SafeLoader)
+    entries = node.value if isinstance(node, yaml.SequenceNode) else []
+    return [n.value if isinstance(n, yaml.ScalarNode) else f"({n.tag})" for n in entries]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -145,8 +157,9 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Move ``student.embedding_size`` into ``student: {embedding_size: ...}``.
 
-    ``student: BPR`` means ``student: {model: BPR}``, and ``teacher: a.pt`` means
-    ``teacher: {checkpoint: a.pt}``. ``model``, ``dataset`` stay as they are.
+    ``student: BPR`` means ``student: {model: BPR}``, ``teacher: a.pt`` means
+    ``teacher: {checkpoint: a.pt}``, and so does a list of files; a list of one is that one.
+    ``model``, ``dataset`` stay as they are.
     """
     result: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {}
@@ -155,18 +168,21 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
         if dot and head in SECTIONS:
             sections.setdefault(head, {})[tail] = value
         elif key in SECTIONS:
-            if not isinstance(value, Mapping):
-                value = {_named_by(key, value): value} if value is not None else {}
-            sections.setdefault(key, {}).update(value)
+            sections.setdefault(key, {}).update(_section(key, value))
         else:
             result[key] = value
     return {**result, **sections}
 
 
-def _named_by(section: str, value: Any) -> str:
-    """The key of a section that its plain value stands for."""
-    is_file = section == "teacher" and str(value).endswith(TEACHER_FILES)
-    return "checkpoint" if is_file else "model"
+def _section(name: str, value: Any) -> Mapping[str, Any]:
+    """A section, where a plain value stands for one of its keys."""
+    if isinstance(value, Mapping) or value is None:
+        return value or {}
+    several = isinstance(value, list | tuple)
+    if several and len(value) == 1:
+        return _section(name, value[0])
+    is_file = several or str(value).endswith(TEACHER_FILES)
+    return {"checkpoint" if name == "teacher" and is_file else "model": value}
 
 
 @dataclass
@@ -201,7 +217,7 @@ class Sources:
         model: str | None = None,
         dataset: str | None = None,
         student: str | None = None,
-        teacher: str | None = None,
+        teacher: str | Sequence[str] | None = None,
         files: Iterable[str | Path] = (),
         options: Mapping[str, Any] | None = None,
         command_line: Mapping[str, Any] | None = None,
@@ -240,6 +256,12 @@ class Sources:
             values = layer.values.get(section, {}) if section else layer.values
             found = values.get(key, found)
         return found
+
+    @property
+    def teacher_files(self) -> list[str]:
+        """Files and run folders of the teachers; none where a teacher is trained."""
+        said = self.get("checkpoint", "teacher") or []
+        return [str(file) for file in (said if isinstance(said, list | tuple) else [said])]
 
     def with_layer(self, origin: str, values: dict[str, Any]) -> Sources:
         """The same with one more source, which wins over all."""

@@ -15,9 +15,11 @@ from recbole_kd.config import KDConfig
 from recbole_kd.data import load_split
 from recbole_kd.errors import KDError
 from recbole_kd.keys import check_keys
+from recbole_kd.methods.base import TaughtStudent
 from recbole_kd.options import Sources
 from recbole_kd.registry import method_class, recbole_class, short_name
-from recbole_kd.scoring import require_factorised
+from recbole_kd.scoring import Scorer, require_factorised
+from recbole_kd.several import taught_by
 from recbole_kd.teachers import TeacherFinder, TeacherParts, identity, ranking
 
 
@@ -29,7 +31,7 @@ def run_recbole_kd(
     saved: bool = True,
     *,
     student: str | None = None,
-    teacher: str | None = None,
+    teacher: str | Sequence[str] | None = None,
     command_line: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a teacher, a scratch student and a distilled student, and compare them.
@@ -44,7 +46,7 @@ def run_recbole_kd(
         config_dict: Options.
         saved: Whether to write and reuse files.
         student: Model of the student.
-        teacher: Model of the teacher.
+        teacher: Model of the teacher, its file, or several files.
         command_line: Parsed options of the command line; they win over the dictionary.
 
     Returns:
@@ -84,8 +86,8 @@ class Run:
 
     def __init__(self, sources: Sources, saved: bool):
         self.method = method_class(sources.method)
-        self.checkpoint_teacher = sources.get("checkpoint", "teacher")
-        if self.method is not None and sources.teacher is None and not self.checkpoint_teacher:
+        trained = not sources.teacher_files
+        if self.method is not None and sources.teacher is None and trained:
             raise KDError(
                 "--teacher is missing: name a model to train, or give --teacher.checkpoint=PATH"
             )
@@ -94,7 +96,7 @@ class Run:
         self.config = KDConfig(sources, "student")
         self.log = start_logging(self.config)
         self.teacher_config = self.scratch_config = None
-        if self.method is not None and not self.checkpoint_teacher:
+        if self.method is not None and trained:
             self.teacher_config = KDConfig(sources, "teacher")
         if self.method is not None and self.config["scratch"]:
             self.scratch_config = KDConfig(sources, "scratch")
@@ -137,7 +139,8 @@ class Run:
         """Teacher, scratch student, distilled student."""
         teacher = self.finder.find()
         assert self.method is not None
-        self.method.check_teacher(self.config, teacher.teacher)
+        for one in teacher.guides:
+            self.method.check_teacher(self.config, one)
         scratch = None
         if self.scratch_config is not None:
             scratch = training.train_cached(self.scratch_config, self.split, self.saved)
@@ -152,8 +155,9 @@ class Run:
     def _assistant(self, teacher: TeacherParts) -> TeacherParts | None:
         """A student between teacher and student, distilled first, if the method wants one."""
         assert self.method is not None
-        factors = teacher.teacher.factors()
-        changes = self.method.assistant(self.config, 0 if factors is None else factors[1].shape[1])
+        factors = [guide.factors() for guide in teacher.guides]
+        width = max(0 if vectors is None else vectors[1].shape[1] for vectors in factors)
+        changes = self.method.assistant(self.config, width)
         if changes is None:
             return None
         sources = self.sources.with_layer("teacher assistant", {"student": changes})
@@ -170,10 +174,14 @@ class Run:
         """How :func:`training.train` distils from a teacher."""
         assert self.method is not None
         method, train, history = self.method, self.split.train, self.split.history
+
+        def wrap(model: Any, scorer: Scorer) -> TaughtStudent:
+            parts = (config, train, model, scorer)
+            distillers = [method(*parts, guide, history) for guide in teacher.guides]
+            return taught_by(distillers, teacher.weights)
+
         return {
-            "wrap": lambda model, scorer: method(
-                config, train, model, scorer, teacher.teacher, history
-            ),
+            "wrap": wrap,
             "more": {
                 "method": config.method,
                 "teacher": {"model": teacher.name, "digest": teacher.digest},
@@ -204,7 +212,7 @@ class Run:
         users = self.split.history.active_users()
         role = "student, from scratch" if teacher is None else f"student, {self.config.method}"
         models = [
-            ("teacher", teacher),
+            *((line.role, line) for line in (teacher.lines if teacher else ())),
             ("teacher assistant", assistant),
             ("student, from scratch", scratch),
             (role, trained),
@@ -214,9 +222,10 @@ class Run:
             for role, model in models
             if model is not None
         ]
-        table = report.table(rows, self.config["valid_metric"].lower())
+        metric = self.config["valid_metric"].lower()
+        table = report.table(rows, metric, teacher.role if teacher else "")
         self.log.info("Test results: %s", self._protocol(teacher))
-        checkpoints = {
+        checkpoints: dict[str, Any] = {
             "student": trained.checkpoint,
             "teacher": teacher.checkpoint if teacher else None,
             "scratch": scratch.checkpoint if scratch else None,

@@ -77,15 +77,16 @@ def latency(scorer: Scorer, users: Any, k: int = 10) -> float | None:
         return timer.blocked_autorange(min_run_time=0.2).median * 1e3
 
 
-def table(rows: list[Row], metric: str) -> str:
+def table(rows: list[Row], metric: str, reference_role: str = "teacher") -> str:
     """The rows as text, with each model's share of the teacher's validation metric.
 
     Args:
-        rows: The models; a row with the role ``teacher`` is the reference, if there is one.
+        rows: The models.
         metric: Name of the metric compared, in RecBole's lower case.
+        reference_role: Role of the row that the others are a share of, if there is one.
     """
     names = list(rows[0].test_result)
-    teacher = next((r for r in rows if r.role == "teacher"), None)
+    teacher = next((r for r in rows if r.role == reference_role), None)
     lines = []
     for row in rows:
         line: list[Any] = [row.role, row.model]
@@ -96,6 +97,6 @@ def table(rows: list[Row], metric: str) -> str:
         size = f"{row.weight_bytes / 2**20:.2f} MiB"
         ms = "-" if row.latency_ms is None else f"{row.latency_ms:.3f} ms"
         lines.append([*line, f"{row.parameters:,}", size, ms])
-    share = [f"{metric} / teacher"] if teacher is not None else []
+    share = [f"{metric} / {reference_role}"] if teacher is not None else []
     headers = ["role", "model", *names, *share, "parameters", "weights", "top-10, one user"]
     return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)

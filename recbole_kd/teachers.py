@@ -1,10 +1,10 @@
-"""Finding the teacher of a run: trained in it, or opened from the file that ``--teacher`` names."""
+"""Finding the teacher of a run: trained in it, or opened from what ``--teacher`` names."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.loaders import train_part
 from recbole_kd.methods.base import NEEDS
+from recbole_kd.mixture import MixedScorer, MixedTeacher
+from recbole_kd.options import TEACHER_FILES
 from recbole_kd.registry import methods_without, short_name
 from recbole_kd.scoring import Scorer, factorised_names, is_factorised, scorer_for
+from recbole_kd.several import Combination
 from recbole_kd.teacher import FrozenTeacher, Teacher, join_tokens, report_overlap
 
 Ids = tuple[torch.Tensor, torch.Tensor]
@@ -30,23 +33,42 @@ Ids = tuple[torch.Tensor, torch.Tensor]
 class TeacherParts:
     """A teacher with what the report says of it.
 
+    Several teachers together are a teacher too: their mixture, or the best of them.
+
     Attributes:
         teacher: The teacher itself.
         scorer: Scorer of its model.
         name: Name of its model.
         test_result: Test metrics.
-        checkpoint: Its file, or ``None``.
+        checkpoint: Its file, or ``None``; of several, all files.
         digest: What tells it from other teachers.
         note: How it was tested, where that is not the student's way.
+        role: What the table calls it.
+        members: The single teachers, where there are several.
+        weights: Weight of the loss of each of the teachers that the student learns from.
     """
 
     teacher: Teacher
     scorer: Scorer
     name: str
     test_result: dict[str, float]
-    checkpoint: str | None
+    checkpoint: str | list[str] | None
     digest: str
     note: str = ""
+    role: str = "teacher"
+    members: Sequence[TeacherParts] = ()
+    weights: Sequence[float] = (1.0,)
+
+    @property
+    def guides(self) -> list[Teacher]:
+        """Whom the student learns from, one loss each."""
+        return [self.teacher] if len(self.weights) == 1 else [m.teacher for m in self.members]
+
+    @property
+    def lines(self) -> list[TeacherParts]:
+        """What the table shows: each teacher, and their mixture if there is one."""
+        single = self.role in [member.role for member in self.members]
+        return [*self.members] if single else [*self.members, self]
 
 
 class TeacherFinder:
@@ -75,6 +97,8 @@ class TeacherFinder:
         positive = isinstance(asked, int | float) and not isinstance(asked, bool) and asked > 0
         if asked is not None and not positive:
             raise KDError(f"--teacher.score_temperature={asked}: allowed are numbers above 0")
+        self.files = config.sources.teacher_files
+        self.combination = Combination.read(config, max(1, len(self.files)))
 
     def check(self) -> None:
         """Refuse a teacher that lacks what the method needs, before anything is trained.
@@ -82,6 +106,8 @@ class TeacherFinder:
         Raises:
             KDError: Says what is missing, and which methods do without.
         """
+        if len(self.files) > 1:
+            self._check_several()
         if self.teacher_config is not None:
             self._check_needs(self.teacher_config.model_class, self.teacher_config["model"])
 
@@ -93,7 +119,8 @@ class TeacherFinder:
                 student's held-out interactions.
         """
         if self.teacher_config is None:
-            return self._open(str(self.config.sources.get("checkpoint", "teacher")))
+            opened = [self._open(file) for file in self.files]
+            return opened[0] if len(opened) == 1 else self._combined(opened)
         trained = training.train_cached(self.teacher_config, self.split, self.saved)
         ids = identity(self.split)
         frozen = self.freeze(trained.scorer, ids)
@@ -121,6 +148,52 @@ class TeacherFinder:
             folder.mkdir(parents=True, exist_ok=True)
         budget = self.config["memory_budget_gb"]
         return FrozenTeacher(scorer, *ids, self.split.history, budget, folder)
+
+    def _check_several(self) -> None:
+        said = f"--teacher=[{', '.join(self.files)}]"
+        for file in self.files:
+            if not file.endswith(TEACHER_FILES) and not Path(file).exists():
+                raise KDError(
+                    f"{said}: found no file or run folder {file}; several teachers are opened, "
+                    "never trained: allowed are checkpoints and run folders"
+                )
+        found = [checkpoint.file_in(file).resolve() for file in self.files]
+        if twice := [file for n, file in enumerate(self.files) if found[n] in found[:n]]:
+            raise KDError(f"{said}: {twice[0]} is in it twice; allowed is each once")
+        if self.combination.mixes:
+            hint = "the mean of distributions has none; allowed is --teacher_combine=losses"
+            for need in sorted(getattr(self.method, "needs", ())):
+                self._lacks(said, need, hint)
+
+    def _combined(self, members: list[TeacherParts]) -> TeacherParts:
+        """Several teachers as one, whose test result is the reference of the table.
+
+        That of the mixture; where each teaches by itself, of the best of them on the test split.
+        """
+        members = [replace(m, role=f"teacher {n}") for n, m in enumerate(members, 1)]
+        notes = [f"{m.note} ({m.role})" for m in members if m.note]
+        together: dict[str, Any] = {
+            "name": "+".join(m.name for m in members),
+            "checkpoint": [str(m.checkpoint) for m in members],
+            "digest": self.combination.digest([m.digest for m in members]),
+            "note": "; ".join(notes),
+            "members": members,
+        }
+        weights, tau = self.combination.weights, self.combination.tau
+        if not self.combination.mixes:
+            metric = self.config["valid_metric"].lower()
+            sign = 1 if self.config["valid_metric_bigger"] else -1
+            best = max(members, key=lambda m: sign * m.test_result[metric])
+            return replace(best, weights=weights, **together)
+        parts = (weights, tau, self.split.history, self.config["memory_budget_gb"])
+        mixed = MixedTeacher([m.teacher for m in members], *parts)
+        return TeacherParts(
+            teacher=mixed,
+            scorer=MixedScorer(mixed, [m.scorer for m in members]),
+            test_result=self._test(mixed),
+            role="teachers, mixed",
+            **together,
+        )
 
     def _check_needs(self, cls: type[Any], name: str) -> None:
         needs = getattr(self.method, "needs", ())

@@ -27,8 +27,56 @@ NEEDS = {
 """What a method may need, in words. Every method needs a student with user and item vectors."""
 
 
-class Distiller(AbstractRecommender):
-    """A student with its teacher, to RecBole one model like any other.
+class TaughtStudent(AbstractRecommender):
+    """A student that learns from more than its data, to RecBole one model like any other.
+
+    Args:
+        student: The RecBole model to train.
+        scorer: Scorer of ``student``.
+        device: Where it lies.
+    """
+
+    student: Any
+    scorer: FactorScorer
+
+    def __init__(self, student: Any, scorer: FactorScorer, device: Any):
+        super().__init__()
+        self.type = student.type
+        self.input_type = getattr(student, "input_type", None)
+        self.device = device
+        self.student = student
+        self.scorer = scorer
+
+    def base_loss(self, interaction: Any) -> Tensor:
+        """The student's own loss of a batch, a scalar; called within the scorer's step."""
+        loss = self.student.calculate_loss(interaction)
+        return torch.stack(loss).sum() if isinstance(loss, tuple) else loss
+
+    def deployed(self) -> nn.Module:
+        """The plain RecBole model that is evaluated, saved and shipped."""
+        return self.student
+
+    # -- RecBole's model interface, answered by the student ------------------------------------
+
+    def predict(self, interaction: Any) -> Tensor:
+        """The student's scores of user-item pairs, ``[B]``."""
+        return self.student.predict(interaction)
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """The student's scores of all items; for evaluation, without gradient."""
+        return self.student.full_sort_predict(interaction)
+
+    def other_parameter(self) -> dict[str, Any]:
+        """The student's extra state, in RecBole's sense."""
+        return self.student.other_parameter()
+
+    def load_other_parameter(self, para: dict[str, Any] | None) -> None:
+        """Give the student its extra state."""
+        self.student.load_other_parameter(para)
+
+
+class Distiller(TaughtStudent):
+    """A student with its teacher.
 
     A method implements :meth:`kd_loss` and, where it keeps per-user tables, :meth:`refresh`.
     The total loss is ``base + kd_weight * kd``, both over rows. The teacher is no submodule:
@@ -59,9 +107,6 @@ class Distiller(AbstractRecommender):
     deals_rows = True
     """Whether the method distils rows, that is :meth:`kd_loss` is called."""
 
-    student: Any
-    scorer: FactorScorer
-
     def __init__(
         self,
         config: Any,
@@ -71,7 +116,6 @@ class Distiller(AbstractRecommender):
         teacher: Teacher,
         history: UserHistory,
     ):
-        super().__init__()
         self.check(config, history)
         self.check_teacher(config, teacher)
         require_factorised(type(student), config["model"])
@@ -80,11 +124,7 @@ class Distiller(AbstractRecommender):
                 f"--student={config['model']}: its make_scorer gives a {type(scorer).__name__}, "
                 "whose scores have no gradient; allowed is a FactorScorer"
             )
-        self.type = student.type
-        self.input_type = getattr(student, "input_type", None)
-        self.device = config["device"]
-        self.student = student
-        self.scorer = scorer
+        super().__init__(student, scorer, config["device"])
         self.teacher = teacher
         self.history = history
         self.n_users, self.n_items = history.n_users, history.n_items
@@ -229,22 +269,27 @@ class Distiller(AbstractRecommender):
     def calculate_loss(self, interaction: Any) -> tuple[Tensor, Tensor]:
         """Base loss and weighted distillation loss of a batch, both scalars."""
         with self.scorer.step():
-            base = self.student.calculate_loss(interaction)
-            base = torch.stack(base).sum() if isinstance(base, tuple) else base
-            # Mixed precision is for the student's own loss: scores of a teacher need float32.
-            with torch.autocast(torch.device(self.device).type, enabled=False):
-                kd = self.distil(interaction)
-        self._add(base_loss=base, kd_loss=kd)
+            base, kd = self.base_loss(interaction), self.distillation_loss(interaction)
+        self.end_step(base_loss=base, kd_loss=kd)
         return base, self.kd_weight * kd
+
+    def distillation_loss(self, interaction: Any) -> Tensor:
+        """:meth:`distil` in full precision; called within the scorer's step."""
+        # Mixed precision is for the student's own loss: scores of a teacher need float32.
+        with torch.autocast(torch.device(self.device).type, enabled=False):
+            return self.distil(interaction)
+
+    def end_step(self, **terms: Tensor) -> None:
+        """Note the losses of a step for the epoch's log."""
+        self._batches += 1
+        for name, value in terms.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def epoch_log(self) -> dict[str, float]:
         """Mean losses of the epoch and the diagnostics of its tables."""
         means = {k: v.item() / max(1, self._batches) for k, v in self._sums.items()}
         return {**means, **self._diagnostics}
-
-    def deployed(self) -> nn.Module:
-        """The plain RecBole model that is evaluated, saved and shipped."""
-        return self.student
 
     def resume_state(self) -> dict[str, Any]:
         """Everything beyond ``state_dict()`` that a resumed run needs, as plain data."""
@@ -260,24 +305,6 @@ class Distiller(AbstractRecommender):
         self._diagnostics = dict(state["diagnostics"])
         # Where nothing was kept, the first epoch makes it.
         self.refreshed = state["fresh"] and bool(state["tables"])
-
-    # -- RecBole's model interface, answered by the student ------------------------------------
-
-    def predict(self, interaction: Any) -> Tensor:
-        """The student's scores of user-item pairs, ``[B]``."""
-        return self.student.predict(interaction)
-
-    def full_sort_predict(self, interaction: Any) -> Tensor:
-        """The student's scores of all items; for evaluation, without gradient."""
-        return self.student.full_sort_predict(interaction)
-
-    def other_parameter(self) -> dict[str, Any]:
-        """The student's extra state, in RecBole's sense."""
-        return self.student.other_parameter()
-
-    def load_other_parameter(self, para: dict[str, Any] | None) -> None:
-        """Give the student its extra state."""
-        self.student.load_other_parameter(para)
 
     # -- tools for methods ---------------------------------------------------------------------
 
@@ -407,12 +434,6 @@ class Distiller(AbstractRecommender):
             padded = torch.full(inside.shape, self.n_items, dtype=torch.int32, device=self.device)
             padded[inside] = kept
             yield users, padded
-
-    def _add(self, **terms: Tensor) -> None:
-        self._batches += 1
-        for name, value in terms.items():
-            value = value.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
 
 
 @dataclass(frozen=True)
