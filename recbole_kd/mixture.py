@@ -51,9 +51,11 @@ class MixedTeacher(Teacher):
 
     The score of an item is ``tau * log sum_k w_k softmax_k(item)``, each softmax over all the items
     its teacher knows, at temperature ``tau``: the softmax of these scores at ``tau`` over any set
-    of items is the mean of the distributions on that set, renormalised. An item that one teacher
-    does not know has no probability there; the weights of a user are shared by those who know the
-    user. There are no vectors, and no earlier epochs.
+    of items is the mean of the distributions on that set, renormalised. A number for each user is
+    added, the mean of what the softmaxes took away, so that scores keep the level of the teachers:
+    equal teachers give their own scores. An item that one teacher does not know has no probability
+    there; the weights of a user are shared by those who know the user. There are no vectors, and
+    no earlier epochs.
 
     Args:
         teachers: The teachers, in the ids of the student.
@@ -87,6 +89,11 @@ class MixedTeacher(Teacher):
         """Log of each softmax's denominator, ``[T, n_users]``, float32; computed once."""
         return torch.stack([self._log_sums(k) for k in range(len(self.teachers))])
 
+    @functools.cached_property
+    def _levels(self) -> Tensor:
+        """What is added to the log of each user's mean distribution, ``[n_users]``."""
+        return (self._log_weights.exp() * self.log_sums).sum(0)
+
     @torch.no_grad()
     def _log_sums(self, k: int) -> Tensor:
         teacher, n_items = self.teachers[k], len(self.knows_item)
@@ -112,7 +119,8 @@ class MixedTeacher(Teacher):
     def _mixed(self, users: Tensor, scores: Iterable[Tensor], unknown: Iterable[Tensor]) -> Tensor:
         logs = self._log_probabilities(users, scores, unknown)
         mixed = log_mixture(logs, self._log_weights[:, users])
-        return mixed.mul_(self.tau).clamp_min_(UNKNOWN_SCORE)
+        mixed.add_(self._levels[users].unsqueeze(1)).mul_(self.tau)
+        return mixed.clamp_min_(UNKNOWN_SCORE)
 
     def _log_probabilities(
         self, users: Tensor, scores: Iterable[Tensor], unknown: Iterable[Tensor]
