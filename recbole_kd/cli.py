@@ -17,6 +17,8 @@ recbole-kd: knowledge distillation for RecBole models
       --model             distillation method, or Scratch to train the student alone
       --student.KEY=VALUE, --teacher.KEY=VALUE
                           an option of one model only; --teacher.checkpoint=PATH loads a teacher
+      --teacher="[a.pth, b.pth]"
+                          several teachers, combined as --teacher_combine says
       --config_files="a.yaml b.yaml"
                           files of options; command line > dictionary > files > shipped defaults
       --resume=auto       go on with a run that was stopped
