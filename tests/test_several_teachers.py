@@ -288,6 +288,7 @@ def test_a_mixture_by_brute_force(strangers: tuple[World, list[Any]], tau: float
     scores = mixture.score_all(users)
     items = torch.randint(1, 60, (len(users), 8), generator=torch.Generator().manual_seed(1))
     some = mixture.score(users, items)
+    assert (scores[:, [0, 30]] == UNKNOWN_SCORE).all()
     torch.testing.assert_close(some, scores.gather(1, items), rtol=1e-5, atol=1e-4)
     for row, user in enumerate(users.tolist()):
         mean, shares = torch.zeros(60, dtype=torch.float64), 0.0
@@ -340,6 +341,7 @@ def test_equal_teachers_give_their_own_scores(tau: float) -> None:
     mixture = mixed(world, teacher, world.frozen_teacher(), weights=[0.3, 0.7], tau=tau)
     users = teacher.knows_user.nonzero().squeeze(1)
     found, wanted = mixture.score_all(users), teacher.score_all(users)
+    assert (found[:, 0] == UNKNOWN_SCORE).all()
     torch.testing.assert_close(found[:, 1:], wanted[:, 1:], rtol=1e-5, atol=1e-4)
     assert torch.equal(mixture.top_k(9, True)[0], teacher.top_k(9, True)[0])
 
