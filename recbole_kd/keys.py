@@ -67,6 +67,7 @@ SECTION_KEYS = {
 
 CHECKPOINT_KEYS = {"checkpoint", "score_temperature"}
 """Keys of the section of a teacher that is opened and not trained."""
+
 SEVERAL_KEYS = {"teacher_weights", "teacher_combine", "teacher_tau"}
 """Keys that say how several teachers are combined."""
 
