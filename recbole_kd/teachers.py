@@ -196,11 +196,15 @@ class TeacherFinder:
         )
 
     def _check_needs(self, cls: type[Any], name: str) -> None:
-        needs = getattr(self.method, "needs", ())
-        if "vectors" in needs and not is_factorised(cls):
+        needs = set(getattr(self.method, "needs", ()))
+        lacking = needs - offers(cls)
+        if "vectors" in lacking:
             self._lacks(
                 f"--teacher={name}", "vectors", f"with vectors are {', '.join(factorised_names())}"
             )
+        if "trajectory" in lacking:
+            hint = "it is made in one pass; allowed are models trained by epochs"
+            self._lacks(f"--teacher={name}", "trajectory", hint)
         if "trajectory" not in needs or self.teacher_config is None:
             return
         if not self.saved:
@@ -293,6 +297,16 @@ class _TeacherModel(nn.Module):
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
         """Scores of all items, ``[B, n_items]``."""
         return self.teacher.score_all(interaction[self.user_field])
+
+
+def offers(cls: type[Any]) -> frozenset[str]:
+    """What a model of a class has to teach beside scores, of :data:`~.methods.base.NEEDS`.
+
+    Args:
+        cls: Class of a RecBole model.
+    """
+    has = {"vectors": is_factorised(cls), "trajectory": cls.type.name != "TRADITIONAL"}
+    return frozenset(need for need, there in has.items() if there)
 
 
 def identity(split: Split) -> Ids:

@@ -1,0 +1,134 @@
+"""Teachers and students of different families through whole runs, under both protocols."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from recbole_kd import checkpoint, load_model, run_recbole_kd
+from recbole_kd.errors import KDError
+
+PROTOCOLS = {"next": {}, "all": {"protocol": "rcekd"}}
+SEQUENTIAL = {"SASRec", "GRU4Rec", "HSTU"}
+SMALL: dict[str, dict[str, Any]] = {
+    **tiny.MODEL_OPTIONS,
+    "HSTU": {
+        "hidden_size": 8,
+        "attention_dim": 4,
+        "linear_dim": 4,
+        "n_layers": 1,
+        "relative_bias": "position",
+    },
+}
+
+
+def run(
+    teacher: str | None,
+    student: str,
+    folder: Path,
+    protocol: str = "next",
+    method: str = "RCEKD",
+    saved: bool = True,
+    **more: Any,
+) -> dict[str, Any]:
+    own = {
+        role: {k: v for k, v in SMALL.get(name or "", {}).items() if k != "MAX_ITEM_LIST_LENGTH"}
+        for role, name in (("student", student), ("teacher", teacher))
+    }
+    shared = {"MAX_ITEM_LIST_LENGTH": 8} if SEQUENTIAL & {teacher, student} else {}
+    options = {
+        **{k: v for k, v in tiny.OPTIONS.items() if k != "epochs"},
+        **shared,
+        **own,
+        "student.epochs": 1,
+        "teacher.epochs": 3,
+        **PROTOCOLS[protocol],
+        "data_path": str(tiny.data_path()),
+        "checkpoint_dir": str(folder),
+        "scratch": False,
+        **({"rcekd_K": 5, "rcekd_L": 5, "rcekd_M": 10} if method == "RCEKD" else {}),
+        **more,
+    }
+    if teacher is None:
+        options.pop("teacher.epochs")
+    return run_recbole_kd(
+        method, tiny.dataset(), config_dict=options, student=student, teacher=teacher, saved=saved
+    )
+
+
+def epochs_of(result: dict[str, Any], role: str) -> list[dict[str, Any]]:
+    log = Path(result["checkpoints"][role]).with_name("metrics.jsonl")
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    ("teacher", "student"),
+    [
+        ("BPR", "GRU4Rec"),
+        ("LightGCN", "HSTU"),
+        ("SASRec", "BPR"),
+        ("HSTU", "LightGCN"),
+        ("GRU4Rec", "SASRec"),
+        ("NeuMF", "BPR"),
+        ("MultiVAE", "GRU4Rec"),
+        ("ItemKNN", "BPR"),
+        ("EASE", "SASRec"),
+    ],
+)
+def test_a_pair_of_any_families(teacher: str, student: str, protocol: str, tmp_path: Path) -> None:
+    result = run(teacher, student, tmp_path, protocol)
+    mixed = bool(SEQUENTIAL & {teacher, student})
+    options = load_model(result["checkpoints"]["student"]).config
+    assert options["eval_args"]["split"] == (
+        {"LS": "valid_and_test"} if mixed and protocol == "next" else {"RS": [0.8, 0.1, 0.1]}
+    )
+    assert options["eval_targets"] == (protocol if mixed else options["eval_targets"])
+    (line,) = epochs_of(result, "student")
+    assert line["kd_loss"] > 0
+    for key in ("teacher_test_result", "test_result"):
+        assert 0 <= result[key]["ndcg@10"] < 1
+    mine, theirs = (
+        checkpoint.load(result["checkpoints"][role])["split"] for role in ("student", "teacher")
+    )
+    assert mine == theirs
+
+
+@pytest.mark.parametrize("name", ["ItemKNN", "EASE"])
+def test_a_teacher_made_in_one_pass(name: str, tmp_path: Path) -> None:
+    """Whatever ``epochs`` says; found again and opened from its file it is the same."""
+    first = run(name, "BPR", tmp_path)
+    assert len(epochs_of(first, "teacher")) == 1
+    file = first["checkpoints"]["teacher"]
+    again = run(name, "BPR", tmp_path)
+    opened = run(None, "BPR", tmp_path, **{"teacher.checkpoint": file})
+    unsaved = run(name, "BPR", tmp_path, saved=False)
+    for other in (again, opened, unsaved):
+        for key in ("test_result", "teacher_test_result"):
+            assert other[key] == first[key]
+
+
+def test_a_teacher_made_in_one_pass_has_no_trajectory(tmp_path: Path) -> None:
+    """Its 300 epochs are RecBole's default, and not what happens."""
+    small = {"hetcomp_K": 10, "scratch": False}
+    for more in ({}, {"teacher.save_every": 1}):
+        with pytest.raises(KDError, match="--teacher=EASE: --model=HetComp needs a teacher with"):
+            run("EASE", "BPR", tmp_path, method="HetComp", **small, **more)
+    assert list(tmp_path.rglob("*.pt")) == []
+    file = tiny.save("ItemKNN", tmp_path / "knn.pt")
+    with pytest.raises(KDError, match="--teacher=ItemKNN: --model=HetComp needs a teacher with"):
+        run(None, "BPR", tmp_path, method="HetComp", **small, **{"teacher.checkpoint": str(file)})
+
+
+@pytest.mark.parametrize("name", ["NeuMF", "MultiVAE"])
+def test_a_trajectory_without_vectors(name: str, tmp_path: Path) -> None:
+    """What ranks can be followed through its training."""
+    more = {"hetcomp_K": 10, "hetcomp_checkpoints": 2, "refresh_every": 1}
+    epochs = {"teacher.epochs": 4, "teacher.save_every": 1, "teacher.learning_rate": 0.01}
+    result = run(name, "BPR", tmp_path, method="HetComp", **more, **epochs)
+    assert torch.isfinite(torch.tensor(epochs_of(result, "student")[0]["kd_loss"]))
