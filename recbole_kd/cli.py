@@ -1,4 +1,4 @@
-"""The command line: ``recbole-kd train | convert | export | doctor``."""
+"""The command line: ``recbole-kd train | convert | export | pairs | doctor``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ recbole-kd: knowledge distillation for RecBole models
       formats: citeulike, rcekd, lightgcn, sequences
   recbole-kd export <run folder or best.pt> <student.pth>
       write a student in RecBole's own form
+  recbole-kd pairs
+      which method works with which teacher and student
   recbole-kd doctor
       versions, what was adapted, and the command for anything missing
 """
@@ -96,6 +98,14 @@ def export(arguments: Sequence[str]) -> int:
     return 0
 
 
+def pairs(arguments: Sequence[str]) -> int:
+    """``recbole-kd pairs``: which method works with which teacher and student."""
+    from recbole_kd.pairs import tables
+
+    _say(tables())
+    return 0
+
+
 def doctor(arguments: Sequence[str]) -> int:
     """``recbole-kd doctor``: versions, adaptations and remedies."""
     from recbole_kd.doctor import report
@@ -109,6 +119,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "convert": convert,
     "export": export,
+    "pairs": pairs,
     "doctor": doctor,
 }
 
