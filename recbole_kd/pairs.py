@@ -7,6 +7,7 @@ from typing import Any
 
 from recbole_kd.registry import SCRATCH, backbone_class, method_class, method_names
 from recbole_kd.scoring import (
+    CosineScorer,
     FactorScorer,
     GraphScorer,
     SequenceScorer,
@@ -125,7 +126,5 @@ def _ways(name: str) -> list[str]:
     if _sequential(name):
         trained = getattr(backbone_class(name), "sequence_training", ("prefix",))
         return [f"sequential, {rows} rows" for rows in trained]
-    adapter = _adapter(name)
-    if adapter.own_temperature != 1:
-        return ["cosine"]
-    return ["graph" if issubclass(adapter, GraphScorer) else "general"]
+    special = {CosineScorer: "cosine", GraphScorer: "graph"}
+    return [special.get(_adapter(name), "general")]

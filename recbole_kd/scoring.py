@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from recbole_kd import compat
 from recbole_kd.backbones.hstu import HSTU
+from recbole_kd.backbones.simplex import SimpleX
 from recbole_kd.errors import KDError
 from recbole_kd.gather import gather_dot
 from recbole_kd.history import UserHistory
@@ -190,6 +191,25 @@ class GraphScorer(FactorScorer):
         return self.model.forward()[1]
 
 
+class CosineScorer(FactorScorer):
+    """A model that gives unit vectors of users and of items, as SimpleX.
+
+    Its loss compares cosines with a margin and knows no temperature, so the default is a choice:
+    at 0.1 an item can be e^20 times as likely as another, as with vectors of free length.
+    """
+
+    own_temperature = 0.1
+    made_once = "item_vectors"
+
+    def user_vectors(self, users: Tensor) -> Tensor:
+        """Unit user vectors, ``[B, d]``."""
+        return self.model.user_vectors(users)
+
+    def item_vectors(self) -> Tensor:
+        """Unit item vectors, ``[n_items, d]``."""
+        return self.model.item_vectors()
+
+
 class SequenceScorer(FactorScorer):
     """A sequence encoder whose output is scored against the item embeddings: SASRec, GRU4Rec."""
 
@@ -332,6 +352,7 @@ class DenseScorer(Scorer):
 FACTORISED: dict[type[nn.Module], type[FactorScorer]] = {
     BPR: TableScorer,
     LightGCN: GraphScorer,
+    SimpleX: CosineScorer,
     HSTU: TimedSequenceScorer,
     _SEQUENTIAL.SASRec: SequenceScorer,
     _SEQUENTIAL.GRU4Rec: SequenceScorer,

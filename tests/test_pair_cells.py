@@ -45,7 +45,6 @@ OWN: dict[str, dict[str, Any]] = {
         "num_negatives": 8,
         "relative_bias": "position",
     },
-    "SimpleX": {"embedding_size": 8, "history_len": 20},
 }
 """Sizes beside those of ``tiny``."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +13,15 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender.bpr import BPR
 from recbole.model.general_recommender.lightgcn import LightGCN as RecBoleLightGCN
+from recbole.model.general_recommender.simplex import SimpleX as RecBoleSimpleX
 from torch import Tensor
 
-from recbole_kd import scoring
+from recbole_kd import load_model, scoring, training
 from recbole_kd.backbones.lightgcn import LightGCN
 from recbole_kd.gather import gather_dot
 from recbole_kd.history import UserHistory
 from recbole_kd.scoring import (
+    CosineScorer,
     DenseScorer,
     FactorScorer,
     GraphScorer,
@@ -30,9 +33,11 @@ from recbole_kd.scoring import (
 FACTORISED = {
     "BPR": TableScorer,
     "LightGCN": GraphScorer,
+    "SimpleX": CosineScorer,
     "SASRec": SequenceScorer,
     "GRU4Rec": SequenceScorer,
 }
+TEMPERATURES = {"SimpleX": 0.1}
 DENSE = ("NeuMF", "MultiVAE", "ItemKNN", "EASE")
 SEQUENTIAL = ("SASRec", "GRU4Rec")
 
@@ -70,13 +75,13 @@ def bounds(part: Any, users: list[int]) -> list[tuple[int, int]]:
 
 
 def naive(name: str, model: Any, users: Tensor, items: Tensor) -> Tensor:
-    """``[B, K]`` scores from the model's own ``predict``, one row at a time."""
+    """``[B, K]`` scores from the model's own ``predict``, one row at a time, as logits."""
     rows = []
     for user, row in zip(users.tolist(), items, strict=True):
         pairs = own_input(name, model, [user] * len(row))
         pairs.update(Interaction({model.ITEM_ID: row}))
         rows.append(model.predict(pairs))
-    return torch.stack(rows)
+    return torch.stack(rows) / TEMPERATURES.get(name, 1)
 
 
 def some_items(rows: int, width: int, n_items: int) -> Tensor:
@@ -106,7 +111,8 @@ def test_scores_are_those_of_the_model(name: str) -> None:
     if name != "NeuMF":  # it has no full ranking of its own
         with torch.no_grad():
             ranked = model.full_sort_predict(own_input(name, model, users.tolist()))
-        torch.testing.assert_close(everything, ranked.view_as(everything), rtol=1e-4, atol=1e-5)
+        ranked = ranked.view_as(everything) / TEMPERATURES.get(name, 1)
+        torch.testing.assert_close(everything, ranked, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FACTORISED)
@@ -292,13 +298,13 @@ def step() -> Step:
 
 def count_propagations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls = [0]
-    original = RecBoleLightGCN.forward
+    original = LightGCN.forward
 
     def counted(self: Any) -> Any:
         calls[0] += 1
         return original(self)
 
-    monkeypatch.setattr(RecBoleLightGCN, "forward", counted)
+    monkeypatch.setattr(LightGCN, "forward", counted)
     return calls
 
 
@@ -420,6 +426,131 @@ def test_lightgcn_counts_a_repeated_interaction_once_and_keeps_isolated_nodes_fi
     assert torch.isfinite(adjacency[0]).all()
     assert (adjacency[0].sum(1) == 0).any(), "some node is isolated"
     assert adjacency[0].count_nonzero() == 600
+
+
+# -- SimpleX -------------------------------------------------------------------------------------
+
+
+def simplex(**more: Any) -> tuple[Any, Any]:
+    """A SimpleX of random weights with its scorer."""
+    model: Any = tiny.model("SimpleX", **more)
+    return model, scorer_for(model, tiny.split_for("SimpleX").history)
+
+
+@pytest.mark.parametrize("aggregator", ["mean", "user_attention", "self_attention"])
+def test_simplex_vectors_are_units_and_its_scores_recboles(aggregator: str) -> None:
+    model, scorer = simplex(aggregator=aggregator)
+    users = tiny.users_of(tiny.split_for("SimpleX"))
+    with torch.no_grad():
+        wanted = RecBoleSimpleX.full_sort_predict(model, Interaction({"user_id": users}))
+        found = scorer.score_all(scorer.encode(users))
+        vectors = scorer.user_vectors(users), scorer.item_vectors()
+    torch.testing.assert_close(found, wanted / 0.1)
+    torch.testing.assert_close(vectors[0] @ vectors[1].t(), wanted)
+    for unit in (vectors[0], vectors[1][1:]):
+        torch.testing.assert_close(unit.norm(dim=1), torch.ones(len(unit)))
+
+
+def test_simplex_teaches_user_and_item_tables() -> None:
+    model, scorer = simplex()
+    users = tiny.users_of(tiny.split_for("SimpleX"), 4)
+    with scorer.step():
+        scorer.score_all(scorer.encode(users)).sigmoid().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert set(gradients) == {"user_emb.weight", "item_emb.weight", "UI_map.weight"}
+    moved = gradients["user_emb.weight"].abs().sum(1).nonzero().squeeze(1)
+    assert moved.tolist() == users.unique().tolist()
+    assert gradients["item_emb.weight"][1:].abs().sum(1).all()
+    assert not gradients["item_emb.weight"][0].any()
+    assert all(torch.isfinite(g).all() for g in gradients.values())
+
+
+def test_simplex_drops_out_in_training_alone() -> None:
+    model, scorer = simplex(dropout_prob=0.5)
+    users = tiny.users_of(tiny.split_for("SimpleX"))
+    fixed = [scorer.encode(users) for _ in range(2)]
+    assert torch.equal(*fixed)
+    model.train()
+    drawn = [scorer.encode(users) for _ in range(2)]
+    assert not torch.equal(*drawn)
+    torch.manual_seed(1)
+    found = scorer.user_vectors(users)
+    torch.manual_seed(1)
+    items = model.item_emb(model.history_item_id[users])
+    parts = model.user_emb(users), items, model.history_item_len[users]
+    dropped = model.dropout(model.get_UI_aggregation(*parts))
+    assert (dropped == 0).any()
+    torch.testing.assert_close(found, dropped / dropped.norm(dim=1, keepdim=True))
+
+
+def test_simplex_item_vectors_are_made_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, scorer = simplex()
+    made = []
+    original = type(model).item_vectors
+    monkeypatch.setattr(type(model), "item_vectors", lambda m: made.append(1) or original(m))
+    users = tiny.users_of(tiny.split_for("SimpleX"))
+    with scorer.step():
+        state = scorer.encode(users)
+        scorer.score_all(state), scorer.score(state, users.unsqueeze(1)), scorer.item_vectors()
+    assert len(made) == 1
+    scorer.item_vectors(), scorer.item_vectors()
+    assert len(made) == 3
+
+
+def histories(model: Any, part: Any) -> list[set[tuple[str, str]]]:
+    """What each user is mixed with, by token."""
+    names = part.tokens
+    rows = zip(model.history_item_id.tolist(), model.history_item_len.tolist(), strict=True)
+    return [{(names.users[u], names.items[i]) for i in row[:n]} for u, (row, n) in enumerate(rows)]
+
+
+@pytest.mark.parametrize("family", ["BPR", "SASRec"])
+def test_simplex_mixes_in_train_items_drawn_from_the_seed(family: str) -> None:
+    """Some of each user's, the same whenever the model is built, and none that is held out."""
+    part = tiny.split(family)
+    sources = {"eval_args": tiny.config(family)["eval_args"]}
+    models = [
+        training.build_plain(tiny.config("SimpleX", seed=seed, **sources), part)
+        for seed in (1, 1, 2)
+    ]
+    first, again, other = (histories(model, part) for model in models)
+    assert first == again
+    assert first != other
+    users, items = (t.tolist() for t in part.history.pairs())
+    trained = {(part.tokens.users[u], part.tokens.items[i]) for u, i in zip(users, items)}  # noqa: B905
+    counts = part.history.counts.tolist()
+    assert max(counts) > 20
+    for drawn in (first, other):
+        assert [len(d) for d in drawn] == [min(20, n) for n in counts]
+        assert set().union(*drawn) <= trained
+    held = part.held_out()
+    secret = {(part.tokens.users[u], part.tokens.items[i]) for u, i in zip(*held, strict=True)}
+    assert not set().union(*first) & secret
+
+
+def test_simplex_is_the_same_from_its_checkpoint(tmp_path: Path) -> None:
+    result = tiny.run("SimpleX", tmp_path)
+    part = tiny.split("BPR")
+    again = load_model(result["checkpoints"]["student"])
+    options = tiny.config("SimpleX")
+    rebuilt: Any = training.build_plain(options, part)
+    assert torch.equal(again.model.history_item_id, rebuilt.history_item_id)
+    rebuilt.load_state_dict(again.model.state_dict())
+    users = tiny.users_of(part)
+    state = again.scorer.encode(users)
+    batch = Interaction({"user_id": users})
+    with torch.no_grad():
+        wanted = rebuilt.eval().full_sort_predict(batch) / 0.1
+    torch.testing.assert_close(again.scorer.score_all(state), wanted)
+    # RecBole's own class takes the weights, and where it keeps all items of a user the scores too.
+    whole = tiny.config("SimpleX", history_len=200)
+    plain = RecBoleSimpleX(whole, part.train)
+    plain.load_state_dict(again.model.state_dict())
+    ours: Any = training.build_plain(whole, part)
+    ours.load_state_dict(again.model.state_dict())
+    with torch.no_grad():
+        scores = [model.eval().full_sort_predict(batch) for model in (plain, ours)]
+    torch.testing.assert_close(*scores)
 
 
 # -- sequences -----------------------------------------------------------------------------------

@@ -50,6 +50,11 @@ OPTIONS: dict[str, Any] = {
 MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "BPR": {"embedding_size": 8},
     "LightGCN": {"embedding_size": 8, "n_layers": 2},
+    "SimpleX": {
+        "embedding_size": 8,
+        "history_len": 20,
+        "train_neg_sample_args": {"distribution": "uniform", "sample_num": 4},
+    },
     "SASRec": {
         "MAX_ITEM_LIST_LENGTH": 8,
         "n_layers": 1,
@@ -147,6 +152,9 @@ def model(name: str, data: str = "tiny", spread: float = 1.0, **more: Any) -> nn
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.normal_(0, spread, generator=generator)
+        for part in built.modules():
+            if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+                part.weight[part.padding_idx] = 0  # as training leaves it
     return built.eval()
 
 
