@@ -3,7 +3,7 @@
 A distillation row is a user with the whole train history. ``interaction`` rows follow the batch,
 as in the released RCE-KD code: one row per train interaction, so that active users count more.
 ``user`` rows follow the paper's mean over users: every user once an epoch, spread evenly over the
-batches. ``unique`` rows are the users of the batch, each once, over the rows of the batch: the
+batches. ``unique`` rows are the users of the batch, each once, over its train interactions: the
 sum of RRD and DCD in their released form.
 """
 
@@ -76,7 +76,7 @@ class RowSchedule:
         """Rows of the next batch.
 
         Args:
-            batch_users: User ids of the batch's base rows, ``[B]``.
+            batch_users: User of each train interaction of the batch, ``[B]``.
         """
         if self.kind == "user":
             users = self._parts[self._batch % len(self._parts)]

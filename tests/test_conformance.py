@@ -209,6 +209,29 @@ def test_the_loss_is_a_mean_over_rows(method: type[Distiller], kind: str) -> Non
     torch.testing.assert_close(distiller.kd_loss(rows), wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ROW_KINDS)
+def test_negatives_make_no_interaction_more(method: type[Distiller], kind: str) -> None:
+    """RecBole repeats a batch for each negative, or writes negatives below it: one and the same."""
+    world = make_world()
+    batch = world.batch()
+    users, items, negatives = (batch[key] for key in ("user_id", "item_id", "neg_item_id"))
+    below = negatives.t().flatten()
+    pairwise = {"user_id": users.repeat(2), "item_id": items.repeat(2), "neg_item_id": below}
+    label = (torch.arange(3 * len(users)) < len(users)).float()
+    pointwise = {"user_id": users.repeat(3), "item_id": torch.cat([items, below]), "label": label}
+    found = []
+    for drawn, rows in ((1, batch), (2, pairwise), (2, pointwise)):
+        own = {"kd_rows": kind} if method.deals_rows else {}
+        sampling = {"distribution": "uniform", "sample_num": drawn}
+        distiller = build(method, make_world(), train_neg_sample_args=sampling, **own)
+        distiller.begin_epoch(1, 1)
+        torch.manual_seed(1)
+        found.append(distiller.distil(rows))
+    assert found[0] > 0
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 def test_a_graph_student_propagates_once_a_step(method: type[Distiller]) -> None:
     world = make_world(student=TinyGraph)
     distiller = build(method, world)

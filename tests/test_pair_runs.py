@@ -10,8 +10,14 @@ import pytest
 import tiny
 import torch
 
-from recbole_kd import checkpoint, load_model, run_recbole_kd
+from recbole_kd import checkpoint, load_model, run_recbole_kd, training
 from recbole_kd.errors import KDError
+from recbole_kd.loaders import make_loaders
+from recbole_kd.methods.base import Distiller
+from recbole_kd.rows import Rows
+from recbole_kd.scoring import scorer_for
+from recbole_kd.teacher import FrozenTeacher
+from recbole_kd.teachers import identity
 
 PROTOCOLS = {"next": {}, "all": {"protocol": "rcekd"}}
 SEQUENTIAL = {"SASRec", "GRU4Rec", "HSTU"}
@@ -132,3 +138,41 @@ def test_a_trajectory_without_vectors(name: str, tmp_path: Path) -> None:
     epochs = {"teacher.epochs": 4, "teacher.save_every": 1, "teacher.learning_rate": 0.01}
     result = run(name, "BPR", tmp_path, method="HetComp", **more, **epochs)
     assert torch.isfinite(torch.tensor(epochs_of(result, "student")[0]["kd_loss"]))
+
+
+# -- several negatives -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+@pytest.mark.parametrize("name", ["BPR", "SimpleX", "GRU4Rec"])
+def test_rows_of_a_batch_with_several_negatives(name: str, number: int) -> None:
+    """Every train interaction of an epoch is one row, however often RecBole repeats it."""
+    sampling = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": number}}
+    pairwise = {"loss_type": "BPR"} if name == "GRU4Rec" else {}
+    config = tiny.config(name, **sampling, **pairwise)
+    config.final_config_dict |= {"kd_weight": 1.0, "kd_rows": "unique", "refresh_every": 1}
+    part = tiny.split_for(name)
+    model = training.build_plain(config, part)
+    scorer = scorer_for(model, part.history)
+    teacher = FrozenTeacher(scorer, *identity(part), part.history)
+    found: list[Rows] = []
+
+    class Counted(Distiller):
+        def kd_loss(self, rows: Rows) -> torch.Tensor:
+            found.append(rows)
+            return rows.mean(torch.ones(len(rows.users)))
+
+    distiller = Counted(config, part.train, model, scorer, teacher, part.history)
+    loader = make_loaders(config, part)[0]
+    distiller.begin_epoch(0, len(loader))
+    interactions = 0
+    for batch in loader:
+        users = distiller.interacting(batch)
+        assert torch.equal(batch["user_id"], users.repeat(number))
+        positives = batch["item_id"][: len(users)]
+        assert torch.equal(batch["item_id"], positives.repeat(number))
+        interactions += len(users)
+        _, kd = distiller.calculate_loss(batch)
+        assert kd == pytest.approx(len(users.unique()) / len(users))
+    assert sum(float(rows.total) for rows in found) == interactions
+    assert interactions == len(part.train)

@@ -27,6 +27,7 @@ class SimpleX(RecBoleSimpleX):
 
     same_scores = True
     stream = 4
+    history_item_id: Tensor
 
     def __init__(self, config: Any, dataset: Any):
         super().__init__(config, dataset)
@@ -41,9 +42,9 @@ class SimpleX(RecBoleSimpleX):
             self.n_items,
             torch.rand(len(pairs), generator=generator, dtype=torch.float64),
         )
-        kept = history.counts.clamp_max(self.history_item_id.shape[1])
-        items, _ = history.padded(torch.arange(self.n_users), self.history_item_id.shape[1])
-        self.history_item_id, self.history_item_len = items.to(self.device), kept.to(self.device)
+        width: int = self.history_item_id.shape[1]
+        self.history_item_id = history.padded(torch.arange(self.n_users), width)[0].to(self.device)
+        self.history_item_len = history.counts.clamp_max(width).to(self.device)
 
     def user_vectors(self, users: Tensor) -> Tensor:
         """Unit vectors of users and their history items, ``[B, d]``; dropout as in the loss.

@@ -129,6 +129,10 @@ class Distiller(TaughtStudent):
         self.history = history
         self.n_users, self.n_items = history.n_users, history.n_items
         self.user_field = dataset.uid_field
+        self.label_field = config["LABEL_FIELD"]
+        self.negative_field = f"{config['NEG_PREFIX']}{dataset.iid_field}"
+        drawn = config["train_neg_sample_args"] or {"distribution": "none"}
+        self.repeats = 1 if drawn["distribution"] == "none" else drawn["sample_num"]
         self.options = config
         self.seed = config["seed"]
         self.kd_weight = float(config["kd_weight"])
@@ -218,7 +222,23 @@ class Distiller(TaughtStudent):
         Args:
             interaction: The batch, as the student's own loss reads it.
         """
-        return self.kd_loss(self.rows.next(interaction[self.user_field]))
+        return self.kd_loss(self.rows.next(self.interacting(interaction)))
+
+    def interacting(self, interaction: Any) -> Tensor:
+        """User of each train interaction of a batch, ``[B]``.
+
+        RecBole gives every negative a row: it repeats the whole batch for the next negative of
+        each, or writes negatives below it with a label. Neither makes an interaction more.
+
+        Args:
+            interaction: The batch, as the student's own loss reads it.
+        """
+        users = interaction[self.user_field]
+        if self.label_field in interaction:
+            return users[interaction[self.label_field] > 0]
+        if self.negative_field in interaction:
+            return users[: len(users) // self.repeats]
+        return users
 
     def refresh(self, epoch: int) -> dict[str, float]:
         """Rebuild the per-user tables; the student is in eval mode, without gradient.
@@ -444,7 +464,7 @@ class Entities:
         users: User ids, int64.
         positives: Items of the batch's interactions, int64.
         negatives: Items sampled beside them, int64; none where the student's loss samples none.
-        rows: Rows of the batch.
+        rows: Train interactions of the batch.
     """
 
     users: Tensor
@@ -464,8 +484,8 @@ class EmbeddingDistiller(Distiller):
     It implements :meth:`embedding_loss`. Vectors are those whose inner product is the score:
     a graph model's after propagation, a sequence model's encoding of the train history.
 
-    The loss is a *sum over entities divided by the rows of the batch*: the released codes sum both
-    base and distillation loss, so that their lambda is ``kd_weight`` here.
+    The loss is a *sum over entities divided by the interactions of the batch*: the released codes
+    sum both base and distillation loss, so that their lambda is ``kd_weight`` here.
     """
 
     user_projector: nn.Module
@@ -485,8 +505,6 @@ class EmbeddingDistiller(Distiller):
         items = self.teacher.knows_item.nonzero().squeeze(1)
         self._drawable = (self.users.to(self.device), items.to(self.device))
         self.item_field = dataset.iid_field
-        self.negative_field = config["NEG_PREFIX"] + self.item_field
-        self.label_field = config["LABEL_FIELD"]
         self.list_field = None
         if getattr(config, "sequential", False) and config["sequence_training"] == "causal":
             self.list_field = self.item_field + config["LIST_SUFFIX"]
@@ -514,12 +532,12 @@ class EmbeddingDistiller(Distiller):
             positives, negatives = items[clicked], items[~clicked]
         if self.list_field is not None:
             positives = torch.cat([positives, interaction[self.list_field].flatten()])
-        users = interaction[self.user_field]
+        users = self.interacting(interaction)
         return Entities(
             _known(users, self.teacher.knows_user),
             _known(positives, self.teacher.knows_item),
             _known(negatives, self.teacher.knows_item),
-            len(users),
+            max(1, len(users)),
         )
 
     def draw_entities(self, number: int) -> tuple[Tensor, Tensor]:
@@ -534,7 +552,7 @@ class EmbeddingDistiller(Distiller):
         """Error of drawn users and items through ``user_projector`` and ``item_projector``.
 
         Args:
-            rows: Rows of the batch: as many users and items are drawn, and the sum is over them.
+            rows: As many users and items are drawn, and the sum is over them.
             error: One loss an entity, of projected student vectors and the teacher's.
 
         Returns:

@@ -62,7 +62,7 @@ class DE(EmbeddingDistiller):
         return annealed(self.start, self.end, self.epoch, self.epochs)
 
     def embedding_loss(self, entities: Entities) -> Tensor:
-        """Users' error and half of the items' errors, over the rows of the batch."""
+        """Users' error and half of the items' errors, over the batch's interactions."""
         generator = self.step_generator()
         items = torch.cat([entities.positives, entities.negatives])
         users, found = self.vectors(entities.users, items)

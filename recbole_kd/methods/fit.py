@@ -60,7 +60,7 @@ class Fit(EmbeddingDistiller):
         return Experts(*sizes, dropout=config["fit_dropout"])
 
     def embedding_loss(self, entities: Entities) -> Tensor:
-        """Error of the drawn users and items, over the rows of the batch."""
+        """Error of the drawn users and items, over the batch's interactions."""
         return self.drawn_error(
             entities.rows, lambda mine, wanted: fit_loss(mine, wanted, self.norm)
         )

@@ -70,7 +70,7 @@ class FreqD(EmbeddingDistiller):
         self.to(self.device)
 
     def embedding_loss(self, entities: Entities) -> Tensor:
-        """Users' loss and half of the items' losses, over the rows of the batch."""
+        """Users' loss and half of the items' losses, over the batch's interactions."""
         generator = self.step_generator()
         items = torch.cat([entities.positives, entities.negatives])
         users = self._losses("user", entities.users, generator).sum()

@@ -119,7 +119,7 @@ class HTD(EmbeddingDistiller):
         return annealed(1.0, 1e-10, self.epoch, self.epochs)
 
     def embedding_loss(self, entities: Entities) -> Tensor:
-        """Topology and group assignment, over the rows of the batch."""
+        """Topology and group assignment, over the batch's interactions."""
         items = entities.items
         student = self.vectors(entities.users, items)
         teacher = self.teacher_users[entities.users], self.teacher_items[items]

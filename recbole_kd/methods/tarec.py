@@ -100,7 +100,7 @@ class TARec(EmbeddingDistiller):
 
     def distil(self, interaction: Any) -> Tensor:
         """Both losses, weighted; every user is encoded once."""
-        rows, entities = self.rows.next(interaction[self.user_field]), self.entities(interaction)
+        rows, entities = self.rows.next(self.interacting(interaction)), self.entities(interaction)
         users = torch.cat([rows.users, entities.users]).unique()
         encoded = self.scorer.user_vectors(users)
         of_rows, of_batch = (
@@ -126,7 +126,7 @@ class TARec(EmbeddingDistiller):
         return rows.mean(wasserstein_loss(student, teacher, self.tau))
 
     def vector_loss(self, entities: Entities, users: Tensor, items: Tensor) -> Tensor:
-        """Sum of :func:`contrastive_loss` over users and positives, over the rows of the batch."""
+        """Sum of :func:`contrastive_loss` over the entities, over the batch's interactions."""
         pairs = (
             (self.user_projector(users), self.teacher_users[entities.users]),
             (

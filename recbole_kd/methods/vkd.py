@@ -54,7 +54,7 @@ class VkD(EmbeddingDistiller):
         self.to(self.device)
 
     def embedding_loss(self, entities: Entities) -> Tensor:
-        """Error of the drawn users and items, over the rows of the batch."""
+        """Error of the drawn users and items, over the batch's interactions."""
         return self.drawn_error(
             entities.rows, lambda mine, wanted: vkd_loss(mine, wanted, self.center, self.norm)
         )
