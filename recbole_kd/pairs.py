@@ -58,7 +58,7 @@ def teacher_kinds() -> list[Kind]:
         _teachers("other, by epochs", BY_EPOCHS, "and so on"),
         _teachers("other, in one pass", IN_ONE_PASS, "and so on"),
         Kind("score file", more="a file of scores"),
-        Kind("several teachers", more="any of these together"),
+        Kind("several, mixed", more="any of these as one"),
     ]
 
 

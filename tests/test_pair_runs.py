@@ -80,6 +80,7 @@ def epochs_of(result: dict[str, Any], role: str) -> list[dict[str, Any]]:
         ("LightGCN", "HSTU"),
         ("SASRec", "BPR"),
         ("HSTU", "LightGCN"),
+        ("SASRec", "SimpleX"),
         ("GRU4Rec", "SASRec"),
         ("NeuMF", "BPR"),
         ("MultiVAE", "GRU4Rec"),
@@ -138,6 +139,48 @@ def test_a_trajectory_without_vectors(name: str, tmp_path: Path) -> None:
     epochs = {"teacher.epochs": 4, "teacher.save_every": 1, "teacher.learning_rate": 0.01}
     result = run(name, "BPR", tmp_path, method="HetComp", **more, **epochs)
     assert torch.isfinite(torch.tensor(epochs_of(result, "student")[0]["kd_loss"]))
+
+
+# -- SimpleX -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("student", ["BPR", "GRU4Rec"])
+def test_simplex_teaches_the_same_however_it_is_found(student: str, tmp_path: Path) -> None:
+    """Its users have more train items than it keeps, and keep the same ones."""
+    first = run("SimpleX", student, tmp_path, "all")
+    file = first["checkpoints"]["teacher"]
+    assert int(load_model(file).history.counts.max()) > 20
+    again = run("SimpleX", student, tmp_path, "all")
+    opened = run(None, student, tmp_path, "all", **{"teacher.checkpoint": file})
+    unsaved = run("SimpleX", student, tmp_path, "all", saved=False)
+    for other in (again, opened, unsaved):
+        for key in ("test_result", "teacher_test_result"):
+            assert other[key] == first[key]
+
+
+@pytest.mark.parametrize(("method", "teacher"), [("RCEKD", "BPR"), ("RRD", "SimpleX")])
+def test_simplex_learns(method: str, teacher: str, tmp_path: Path) -> None:
+    """The distillation loss falls where it is nearly all there is, over one list."""
+    more = {"refresh_every": 9, "kd_weight": 100.0, "student.learning_rate": 0.02}
+    lists = {} if method == "RCEKD" else {"rrd_K": 10, "rrd_L": 10, "rrd_M": 20}
+    result = run(
+        teacher, "SimpleX", tmp_path, "all", method, **more, **lists, **{"student.epochs": 3}
+    )
+    losses = [line["kd_loss"] for line in epochs_of(result, "student")]
+    assert losses[0] > losses[1] > losses[2] > 0
+    content = checkpoint.load(result["checkpoints"]["student"])
+    assert set(content["state_dict"]) == {"user_emb.weight", "item_emb.weight", "UI_map.weight"}
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_the_temperature_of_simplex(role: str, tmp_path: Path) -> None:
+    """At 1 its scores are plain cosines, and the loss is another."""
+    names = {"teacher": "BPR", "student": "BPR"} | {role: "SimpleX"}
+    losses = []
+    for more in ({}, {f"{role}.score_temperature": 0.1}, {f"{role}.score_temperature": 1}):
+        result = run(names["teacher"], names["student"], tmp_path, **more)
+        losses.append(epochs_of(result, "student")[0]["kd_loss"])
+    assert losses[0] == losses[1] != losses[2]
 
 
 # -- several negatives -------------------------------------------------------------------------
