@@ -349,22 +349,22 @@ def _reason(error: BaseException) -> str:
 
 def _read_csv(path: Path) -> Iterator[Chunk]:
     """Rows of a table with a header, separated by commas."""
-    texts = {"user": "category", "item": "category"}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            _check_columns(path, next(csv.reader(file), []))
+            header = next(csv.reader(file), [])
+        _check_columns(path, header)
         with pd.read_csv(
             path,
-            usecols=list(COLUMNS),
-            dtype={**texts, "score": np.float64},
+            # All columns: with a choice of them, pandas takes rows of any length.
+            dtype={**dict.fromkeys(header, "category"), "score": np.float64},
             chunksize=CHUNK_ROWS,
             keep_default_na=False,
-            na_values={"score": ["nan", "NaN", "NA", "null"]},
+            na_values={"score": ["", "nan", "NaN", "NA", "null"]},
             index_col=False,
             encoding="utf-8-sig",
         ) as tables:
             while (table := _next_table(tables)) is not None:
-                columns = (table[name].cat for name in texts)
+                columns = (table[name].cat for name in COLUMNS[:2])
                 users, items = (
                     _without_empty(c.codes.to_numpy(), c.categories.to_numpy()) for c in columns
                 )
