@@ -911,6 +911,16 @@ def test_options_are_refused_before_any_training(
     assert [part for part in parts if part not in message] == []
 
 
+def test_options_of_files_are_read_for_files_only(trained: Path, tmp_path: Path) -> None:
+    for more in ({"missing_score": "mask"}, {"min_listed_items": 2}):
+        (key,) = more
+        hint = rf"'{key}' is read by no part .* for a teacher in a file of scores \(.parquet, .csv,"
+        with pytest.raises(KDError, match=hint):
+            run(tmp_path, trained, **more)
+        with pytest.raises(KDError, match=hint):
+            tiny.run("BPR", tmp_path, **more)
+
+
 @pytest.mark.parametrize(
     ("name", "option"),
     [
