@@ -32,7 +32,8 @@ class ListedTeacher(Teacher):
         lists: The file's content in the student's ids.
         history: Train history in the student's ids, to mask train items.
         missing_score: Score of a missing item, of :data:`MISSING`.
-        min_listed_items: Least listed items, train items not counted, of a user that is known.
+        min_listed_items: Least listed items, train items not counted, of a user that is known;
+            at least 1.
         device: Where answers go.
         memory_budget_gb: Working memory of a chunk, in GiB.
         origin: The file, for messages.
@@ -56,8 +57,7 @@ class ListedTeacher(Teacher):
         self.counts = lists.counts
         self._longest = int(self.counts.max())
         self._free = self.counts - self._train_counts()
-        known = self._free >= max(1, min_listed_items)
-        known[0] = False
+        known = self._free >= min_listed_items
         if not bool(known.any()):
             raise KDError(
                 f"score file {origin}: no user has {min_listed_items} listed items that are no "
