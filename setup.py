@@ -34,7 +34,16 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.6", "mypy>=1.11", "types-PyYAML"],
+        # No requirement: its current builds refuse numpy 1, and .csv and .npz do without.
+        "parquet": ["pyarrow>=14"],
+        "test": [
+            "pyarrow>=14",
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "types-PyYAML",
+        ],
     },
     entry_points={"console_scripts": ["recbole-kd=recbole_kd.cli:main"]},
     classifiers=[

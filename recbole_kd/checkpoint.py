@@ -140,8 +140,12 @@ def epoch_files(folder: Path | None) -> list[Path]:
 
 
 def digest(path: Path) -> str:
-    """Digest of a file's bytes."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    """Digest of a file's bytes, which need not fit into memory."""
+    found = hashlib.blake2b(digest_size=8)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def save(path: str | Path, content: dict[str, Any]) -> None:

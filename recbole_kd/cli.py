@@ -1,4 +1,4 @@
-"""The command line: ``recbole-kd train | convert | export | pairs | doctor``."""
+"""The command line: ``recbole-kd train | convert | export | teacher-scores | pairs | doctor``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ recbole-kd: knowledge distillation for RecBole models
       --model             distillation method, or Scratch to train the student alone
       --student.KEY=VALUE, --teacher.KEY=VALUE
                           an option of one model only; --teacher.checkpoint=PATH loads a teacher
+      --teacher=FILE      the same for .pt and .pth, or scores in a .parquet, .csv or .npz
       --teacher="[a.pth, b.pth]"
                           several teachers, combined as --teacher_combine says
       --config_files="a.yaml b.yaml"
@@ -26,6 +27,9 @@ recbole-kd: knowledge distillation for RecBole models
       formats: citeulike, rcekd, lightgcn, sequences
   recbole-kd export <run folder or best.pt> <student.pth>
       write a student in RecBole's own form
+  recbole-kd teacher-scores <run folder or checkpoint> <scores.parquet | .csv | .npz>
+      write a model's best items of every user, for --teacher=scores.parquet
+      --top_k=500 --mask_train=False --memory_budget_gb=0.1
   recbole-kd pairs
       which method works with which teacher and student
   recbole-kd doctor
@@ -98,6 +102,29 @@ def export(arguments: Sequence[str]) -> int:
     return 0
 
 
+def teacher_scores(arguments: Sequence[str]) -> int:
+    """``recbole-kd teacher-scores``: a model's best items as a score file."""
+    from recbole_kd.options import parse_arguments
+    from recbole_kd.score_writer import write_scores
+
+    plain = [a for a in arguments if not a.startswith("--")]
+    if len(plain) != 2:
+        raise KDError(
+            f"teacher-scores: found {len(plain)} of the arguments <checkpoint> <scores.parquet>"
+        )
+    options = parse_arguments([a for a in arguments if a.startswith("--")])
+    known = ("top_k", "mask_train", "memory_budget_gb")
+    for key in options:
+        if key not in known:
+            shown = ", ".join(f"--{name}" for name in known)
+            raise KDError(
+                f"teacher-scores: there is no option --{key}.{did_you_mean(key, known)} "
+                f"Allowed are {shown}"
+            )
+    _say(write_scores(plain[0], plain[1], **options).summary())
+    return 0
+
+
 def pairs(arguments: Sequence[str]) -> int:
     """``recbole-kd pairs``: which method works with which teacher and student."""
     from recbole_kd.pairs import tables
@@ -119,6 +146,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "convert": convert,
     "export": export,
+    "teacher-scores": teacher_scores,
     "pairs": pairs,
     "doctor": doctor,
 }

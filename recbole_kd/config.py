@@ -233,6 +233,8 @@ class KDConfig(Config):
         for key in ("allow_leak", "exact_time", "repeatable", "scratch"):
             self.choice(key, (True, False))
         self.choice("learner", LEARNERS)
+        self.choice("missing_score", ("floor", "mask"))
+        self.positive_int("min_listed_items")
         if self.sequences:
             self._check_sequences()
         self.choice("eval_history", ("all", "train"))

@@ -22,11 +22,9 @@ def report() -> tuple[str, list[str]]:
     lines = [f"recbole-kd {recbole_kd.__version__}, Python {platform.python_version()}", ""]
     lines.append("Libraries")
     for name, (low, high) in compat.REQUIREMENTS.items():
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            version = "missing"
-        lines.append(f"  {name:<9} {version:<14} admitted: >={low},<{high}")
+        lines.append(f"  {name:<9} {_version(name):<14} admitted: >={low},<{high}")
+    optional = "optional, for score files in parquet: pip install pyarrow"
+    lines.append(f"  {'pyarrow':<9} {_version('pyarrow'):<14} {optional}")
     problems = compat.version_problems()
     if not (3, 10) <= sys.version_info[:2] <= (3, 11):
         problems.append(
@@ -44,6 +42,13 @@ def report() -> tuple[str, list[str]]:
     lines += ["", "Problems" if problems else "No problems found"]
     lines += [f"  {p}" for p in problems]
     return "\n".join(lines), problems
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
 
 
 def _state(state: object) -> str:

@@ -18,7 +18,7 @@ from recbole_kd.defaults import (
     shipped,
 )
 from recbole_kd.errors import KDError, did_you_mean
-from recbole_kd.options import ROLE_SECTIONS, SECTIONS, Sources, flatten
+from recbole_kd.options import ROLE_SECTIONS, SCORE_FILES, SECTIONS, Sources, flatten
 from recbole_kd.registry import SCRATCH, backbone_class, short_name
 
 UNUSED_RECBOLE_KEYS = {
@@ -41,6 +41,9 @@ SEQUENTIAL_KEYS = {
     "POSITION_FIELD",
 }
 """Keys of sequential models that teacher and student share."""
+
+SCORE_FILE_KEYS = {"missing_score", "min_listed_items"}
+"""Keys that only a teacher in a file of scores reads."""
 
 SECTION_KEYS = {
     "seed",
@@ -96,6 +99,8 @@ def known_keys(sources: Sources) -> dict[str | None, set[str]]:
         flatten(shipped("dataset", f"{sources.dataset}.yaml") or {}, "student")
     )
     run -= UNUSED_RECBOLE_KEYS | SEQUENTIAL_KEYS | set(SECTIONS)
+    if not _has_score_file(sources):
+        run -= SCORE_FILE_KEYS
     student = model_keys(sources.student, "--student")
     teacher, teacher_section = set(), set()
     if sources.method != SCRATCH:
@@ -114,6 +119,13 @@ def known_keys(sources: Sources) -> dict[str | None, set[str]]:
         "scratch_student": section if sources.method != SCRATCH else set(),
         "teacher": teacher_section,
     }
+
+
+def _has_score_file(sources: Sources) -> bool:
+    """Whether a teacher is a file of scores."""
+    given = sources.get("checkpoint", "teacher")
+    files = given if isinstance(given, list) else [given]
+    return sources.method != SCRATCH and any(str(file).endswith(SCORE_FILES) for file in files)
 
 
 def _elsewhere(key: str) -> str:
@@ -153,4 +165,6 @@ def _check_key(key: str, shown: str, known: set[str], origin: str, run: str) -> 
         hint = ' It is for several teachers: --teacher="[a.pth, b.pth]".'
     elif shown.startswith("teacher.") and known == CHECKPOINT_KEYS:
         hint = " The checkpoint brings the teacher's options: give one or the other."
+    elif shown in SCORE_FILE_KEYS:
+        hint = f" It is for a teacher in a file of scores ({', '.join(SCORE_FILES)})."
     raise KDError(f"{origin}: option '{shown}' is read by no part of this run ({run}).{hint}")

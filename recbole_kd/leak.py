@@ -76,3 +76,20 @@ def guard(
         )
     logging.getLogger(__name__).warning("LEAK ALLOWED: %s. The results are not comparable.", found)
     return count
+
+
+def unchecked(origin: str) -> str:
+    """Say that a teacher without a train history cannot be checked.
+
+    Args:
+        origin: Name of the teacher, for the message.
+
+    Returns:
+        The same in short, for the line of results.
+    """
+    logging.getLogger(__name__).warning(
+        "the teacher %s says nothing of what it was trained on: it cannot be checked for "
+        "validation and test interactions of this run",
+        origin,
+    )
+    return "not checked for validation and test interactions"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_kd.candidates import chunk_rows
+from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.scoring import Scorer
 from recbole_kd.teacher import UNKNOWN_SCORE, Teacher
@@ -115,6 +116,32 @@ class MixedTeacher(Teacher):
         """Scores of all items for given users; see :meth:`Teacher.score_all`."""
         scores = (teacher.score_all(users) for teacher in self.teachers)
         return self._mixed(users, scores, self._unknown_items)
+
+    @torch.no_grad()
+    def ranking_scores(self, users: Tensor) -> Tensor:
+        """Scores of the items that some teacher ranks; see :meth:`Teacher.ranking_scores`."""
+        ranked = (t.ranking_scores(users) > UNKNOWN_SCORE for t in self.teachers)
+        return self.score_all(users).masked_fill_(
+            ~functools.reduce(torch.logical_or, ranked), UNKNOWN_SCORE
+        )
+
+    def check_length(self, k: int, mask_train: bool) -> None:
+        """Refuse lists that the teachers cannot fill; see :meth:`Teacher.check_length`.
+
+        One teacher who knows all users and can fill them is enough; else each must.
+        """
+        super().check_length(k, mask_train)
+        refusals = []
+        for teacher in self.teachers:
+            try:
+                teacher.check_length(k, mask_train)
+            except KDError as refusal:
+                refusals.append(refusal)
+            else:
+                if bool(teacher.knows_user[self.knows_user].all()):
+                    return
+        if refusals:
+            raise refusals[0]
 
     def _mixed(self, users: Tensor, scores: Iterable[Tensor], unknown: Iterable[Tensor]) -> Tensor:
         logs = self._log_probabilities(users, scores, unknown)

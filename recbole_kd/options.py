@@ -25,7 +25,10 @@ ROLE_SECTIONS = {
     "scratch": ("student", "scratch_student"),
 }
 
-TEACHER_FILES = (".pt", ".pth", ".parquet", ".csv", ".npz")
+SCORE_FILES = (".parquet", ".csv", ".npz")
+"""Endings of a teacher's scores in a file."""
+
+TEACHER_FILES = (".pt", ".pth", *SCORE_FILES)
 """Endings by which ``--teacher`` is a file, not the name of a model."""
 
 TEACHER_KEYS = ("teacher", "checkpoint")

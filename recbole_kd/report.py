@@ -21,30 +21,34 @@ class Row:
         role: What it is in this run.
         model: Name of its model.
         test_result: Test metrics.
-        parameters: Learned numbers.
-        weight_bytes: Bytes of its weights.
+        parameters: Learned numbers; ``None`` where there is no model.
+        weight_bytes: Bytes of its weights; ``None`` where there is no model.
         latency_ms: Median milliseconds of a top-10 for one user; ``None`` for a model that needs
-            more than the user.
+            more than the user, and where there is none.
     """
 
     role: str
     model: str
     test_result: dict[str, float]
-    parameters: int
-    weight_bytes: int
+    parameters: int | None
+    weight_bytes: int | None
     latency_ms: float | None
 
 
-def make_row(role: str, name: str, scorer: Scorer, result: dict[str, float], users: Any) -> Row:
+def make_row(
+    role: str, name: str, scorer: Scorer | None, result: dict[str, float], users: Any
+) -> Row:
     """Measure one model.
 
     Args:
         role: What it is in this run.
         name: Name of its model.
-        scorer: Its scorer.
+        scorer: Its scorer; ``None`` for scores without a model.
         result: Its test metrics.
         users: Some user ids, ``[n]``.
     """
+    if scorer is None:
+        return Row(role, name, result, None, None, None)
     parameters = list(scorer.model.parameters())
     return Row(
         role,
@@ -94,9 +98,10 @@ def table(rows: list[Row], metric: str, reference_role: str = "teacher") -> str:
         if teacher is not None:
             reference = teacher.test_result.get(metric, 0)
             line.append(f"{row.test_result[metric] / reference:.1%}" if reference else "-")
-        size = f"{row.weight_bytes / 2**20:.2f} MiB"
+        number = "-" if row.parameters is None else f"{row.parameters:,}"
+        size = "-" if row.weight_bytes is None else f"{row.weight_bytes / 2**20:.2f} MiB"
         ms = "-" if row.latency_ms is None else f"{row.latency_ms:.3f} ms"
-        lines.append([*line, f"{row.parameters:,}", size, ms])
+        lines.append([*line, number, size, ms])
     share = [f"{metric} / {reference_role}"] if teacher is not None else []
     headers = ["role", "model", *names, *share, "parameters", "weights", "top-10, one user"]
     return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -91,6 +91,17 @@ class Teacher(ABC):
             ``[B, n_items]``, float32, a fresh tensor; column 0 is padding.
         """
 
+    def ranking_scores(self, users: Tensor) -> Tensor:
+        """:meth:`score_all` to rank by: :data:`UNKNOWN_SCORE` where the teacher has no order.
+
+        Args:
+            users: User ids, ``[B]``.
+
+        Returns:
+            ``[B, n_items]``, float32, a fresh tensor; column 0 is padding.
+        """
+        return self.score_all(users)
+
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """User and item vectors, ``[n_users, D]`` and ``[n_items, D]``, of a teacher that has them.
 
@@ -148,18 +159,34 @@ class Teacher(ABC):
         return int(torch.bincount(users[known], minlength=1).max())
 
     def _compute_top_k(self, k: int, mask_train: bool) -> tuple[Tensor, Tensor]:
-        n_users, n_items = len(self.knows_user), len(self.knows_item)
+        n_users = len(self.knows_user)
         items = torch.zeros(n_users, k, dtype=torch.int32, device=self.device)
         scores = torch.zeros(n_users, k, device=self.device)
+        for users, best, values in self.ranked(k, mask_train):
+            items[users], scores[users] = best.int(), values
+        return items, scores
+
+    @torch.no_grad()
+    def ranked(self, k: int, mask_train: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """:meth:`top_k` of the users the teacher knows, in chunks under the memory budget.
+
+        Args:
+            k: Items a user.
+            mask_train: Whether train items are left out.
+
+        Yields:
+            User ids ``[c]``, item ids ``[c, k]``, best first, int64, and scores ``[c, k]``,
+            float32; ``-inf`` where a user has no other items left.
+        """
+        n_users, n_items = len(self.knows_user), len(self.knows_item)
         rows = chunk_rows(12 * n_items, self.memory_budget_gb, n_users)
         for users in self.knows_user.nonzero().squeeze(1).split(rows):
-            all_scores = self.score_all(users)
+            all_scores = self.ranking_scores(users)
             all_scores[:, 0] = -torch.inf
             if mask_train:
                 self.history.mask_(all_scores, users)
             best = all_scores.topk(k, dim=1)
-            items[users], scores[users] = best.indices.int(), best.values
-        return items, scores
+            yield users, best.indices, best.values
 
 
 class FrozenTeacher(Teacher):

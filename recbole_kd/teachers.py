@@ -16,11 +16,13 @@ from recbole_kd.config import KDConfig
 from recbole_kd.data import Split
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
+from recbole_kd.listed import ListedTeacher, report_lists
 from recbole_kd.loaders import train_part
 from recbole_kd.methods.base import NEEDS
 from recbole_kd.mixture import MixedScorer, MixedTeacher
-from recbole_kd.options import TEACHER_FILES
+from recbole_kd.options import SCORE_FILES, TEACHER_FILES
 from recbole_kd.registry import methods_without, short_name
+from recbole_kd.score_file import open_scores
 from recbole_kd.scoring import Scorer, factorised_names, is_factorised, scorer_for
 from recbole_kd.several import Combination
 from recbole_kd.teacher import FrozenTeacher, Teacher, join_tokens, report_overlap
@@ -37,7 +39,7 @@ class TeacherParts:
 
     Attributes:
         teacher: The teacher itself.
-        scorer: Scorer of its model.
+        scorer: Scorer of its model; ``None`` for a file of scores.
         name: Name of its model.
         test_result: Test metrics.
         checkpoint: Its file, or ``None``; of several, all files.
@@ -49,7 +51,7 @@ class TeacherParts:
     """
 
     teacher: Teacher
-    scorer: Scorer
+    scorer: Scorer | None
     name: str
     test_result: dict[str, float]
     checkpoint: str | list[str] | None
@@ -187,9 +189,11 @@ class TeacherFinder:
             return replace(best, weights=weights, **together)
         parts = (weights, tau, self.split.history, self.config["memory_budget_gb"])
         mixed = MixedTeacher([m.teacher for m in members], *parts)
+        scorers = [m.scorer for m in members if m.scorer is not None]
         return TeacherParts(
             teacher=mixed,
-            scorer=MixedScorer(mixed, [m.scorer for m in members]),
+            # A file of scores has no size and no speed, and neither has a mixture with one.
+            scorer=MixedScorer(mixed, scorers) if len(scorers) == len(members) else None,
             test_result=self._test(mixed),
             role="teachers, mixed",
             **together,
@@ -245,7 +249,9 @@ class TeacherFinder:
         return [functools.partial(load, file) for file in files]
 
     def _open(self, path: str) -> TeacherParts:
-        """The teacher in a checkpoint."""
+        """The teacher in a checkpoint, or in a file of scores."""
+        if path.endswith(SCORE_FILES):
+            return self._open_scores(path)
         loaded = deploy.load_model(path, self.config["device"])
         name, asked = str(loaded.config["model"]), self.config.sources.teacher
         if asked is not None and short_name(asked) != name:
@@ -280,6 +286,24 @@ class TeacherFinder:
         """The temperature is no part of a teacher's training, and one of what it teaches."""
         return digest if self.temperature is None else f"{digest} at {self.temperature:g}"
 
+    def _open_scores(self, path: str) -> TeacherParts:
+        """The teacher that a file of scores is."""
+        asked, config = self.config.sources.teacher, self.config
+        if asked is not None:
+            raise KDError(f"--teacher={asked}: {path} is a file of scores, which names no model")
+        for need in getattr(self.method, "needs", ()):
+            self._lacks(f"--teacher={path}", need, "a file of scores has none")
+        folder = Path(config["checkpoint_dir"]) / config["dataset"] if self.saved else None
+        tokens = self.split.tokens
+        lists = open_scores(path, tokens.users, tokens.items, folder)
+        missing, least = config["missing_score"], config["min_listed_items"]
+        report_lists(lists, config["min_token_overlap"], missing, path)
+        rest = (missing, least, config["device"], config["memory_budget_gb"], path)
+        teacher = ListedTeacher(lists, self.split.history, *rest)
+        note = f"{leak.unchecked(path)}, only items of its lists can be found"
+        digest = f"{lists.digest}-{missing}-{least}"
+        return TeacherParts(teacher, None, "scores", self._test(teacher), path, digest, note)
+
     def _test(self, teacher: Teacher) -> dict[str, float]:
         """Test a teacher on the student's split, in the student's ids."""
         model = _TeacherModel(teacher, self.config)
@@ -296,7 +320,7 @@ class _TeacherModel(nn.Module):
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
         """Scores of all items, ``[B, n_items]``."""
-        return self.teacher.score_all(interaction[self.user_field])
+        return self.teacher.ranking_scores(interaction[self.user_field])
 
 
 def offers(cls: type[Any]) -> frozenset[str]:

@@ -166,7 +166,10 @@ def test_help(capsys: pytest.CaptureFixture[str], command_name: str) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["trian"], ["'trian' is no command", "'train'", "train, convert, export, pairs, doctor"]),
+        (
+            ["trian"],
+            ["'trian' is no command", "'train'", "export, teacher-scores, pairs, doctor"],
+        ),
         (["--model=RCEKD"], ["'--model=RCEKD' is no command"]),
         (["train"], ["--dataset is missing"]),
         (["train", "-d", "tiny"], ["--student is missing"]),

@@ -183,6 +183,21 @@ class Distiller(TaughtStudent):
         if "vectors" in cls.needs and teacher.factors() is None:
             raise KDError(f"--model={cls.__name__}: needs {NEEDS['vectors']}")
         cls.check_checkpoints(config, len(teacher.trajectory))
+        asked = cls.teacher_list(config)
+        if asked is not None:
+            teacher.check_length(*asked)
+
+    @classmethod
+    def teacher_list(cls, config: Any) -> tuple[int, bool] | None:
+        """The lists that the method asks of the teacher; ``None``: none.
+
+        Args:
+            config: The student's configuration.
+
+        Returns:
+            Items a user, and whether train items are left out.
+        """
+        return None
 
     @classmethod
     def check_checkpoints(cls, config: Any, found: int) -> None:
@@ -382,7 +397,7 @@ class Distiller(TaughtStudent):
 
     def teacher_lists(self, length: int, mask_train: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """:meth:`student_lists` of the teacher, for lists too long to keep of all users."""
-        yield from self._ranked(self.teacher.score_all, length, mask_train)
+        yield from self._ranked(self.teacher.ranking_scores, length, mask_train)
 
     def _ranked(
         self, score_all: Callable[[Tensor], Tensor], length: int, mask_train: bool

@@ -51,6 +51,11 @@ class CE(Distiller):
         if guide != "all":
             check_list_length("ce_K", length, history, mask_train=False)
 
+    @classmethod
+    def teacher_list(cls, config: Any) -> tuple[int, bool] | None:
+        """The teacher's lists; see :meth:`Distiller.teacher_list`."""
+        return None if config["ce_guide"] == "all" else (config["ce_K"], False)
+
     def __init__(self, config: Any, *parts: Any, **named: Any):
         super().__init__(config, *parts, **named)
         self.guide, self.k, self.tau = config["ce_guide"], config["ce_K"], config["ce_tau"]

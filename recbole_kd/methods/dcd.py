@@ -65,6 +65,11 @@ class DCD(Distiller):
             config.number("dcd_clamp")
         check_list_length("dcd_M", length, history, mask_train=True)
 
+    @classmethod
+    def teacher_list(cls, config: Any) -> tuple[int, bool] | None:
+        """The teacher's lists; see :meth:`Distiller.teacher_list`."""
+        return config["dcd_M"], True
+
     def __init__(self, config: Any, *parts: Any, **named: Any):
         super().__init__(config, *parts, **named)
         self.k, self.length, self.temperature = (config[f"dcd_{n}"] for n in "KMT")

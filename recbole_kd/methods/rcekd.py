@@ -148,6 +148,11 @@ class RCEKD(Distiller):
             raise KDError(f"--rcekd_const={config['rcekd_const']}: allowed are numbers from 0 to 1")
         check_list_length("rcekd_M", length, history, config["rcekd_mask_train"])
 
+    @classmethod
+    def teacher_list(cls, config: Any) -> tuple[int, bool] | None:
+        """The teacher's lists; see :meth:`Distiller.teacher_list`."""
+        return config["rcekd_K"], config["rcekd_mask_train"]
+
     def __init__(self, config: Any, *parts: Any, **named: Any):
         super().__init__(config, *parts, **named)
         self.k, self.sample, self.length = (config[f"rcekd_{n}"] for n in "KLM")

@@ -83,6 +83,11 @@ class RD(Distiller):
         config.choice("rd_ranks", ("released", "paper"))
         check_list_length("rd_K", config.positive_int("rd_K"), history, mask_train=True)
 
+    @classmethod
+    def teacher_list(cls, config: Any) -> tuple[int, bool] | None:
+        """The teacher's lists; see :meth:`Distiller.teacher_list`."""
+        return config["rd_K"], True
+
     def __init__(self, config: Any, *parts: Any, **named: Any):
         super().__init__(config, *parts, **named)
         self.k, self.samples, self.mu = config["rd_K"], config["rd_samples"], config["rd_mu"]

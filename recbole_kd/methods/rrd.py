@@ -42,6 +42,11 @@ class RRD(Distiller):
         check_list_length("rrd_M", length, history, mask_train=True)
         check_list_length("rrd_L", others, history, mask_train=True, beside=length)
 
+    @classmethod
+    def teacher_list(cls, config: Any) -> tuple[int, bool] | None:
+        """The teacher's lists; see :meth:`Distiller.teacher_list`."""
+        return config["rrd_M"], True
+
     def __init__(self, config: Any, *parts: Any, **named: Any):
         super().__init__(config, *parts, **named)
         self.k, self.others, self.length = (config[f"rrd_{n}"] for n in "KLM")

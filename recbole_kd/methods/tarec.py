@@ -87,6 +87,11 @@ class TARec(EmbeddingDistiller):
         width = heads * math.ceil(round(math.sqrt(teacher_width * config[key])) / heads)
         return {key: width} if width > config[key] else None
 
+    @classmethod
+    def teacher_list(cls, config: Any) -> tuple[int, bool] | None:
+        """The teacher's lists; see :meth:`Distiller.teacher_list`."""
+        return config["tarec_K"], config["tarec_mask_train"]
+
     def __init__(self, config: Any, *parts: Any, **named: Any):
         super().__init__(config, *parts, **named)
         self.k, self.tau, self.mask_train = (

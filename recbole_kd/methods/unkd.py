@@ -90,7 +90,7 @@ class UnKD(Distiller):
             chunk_rows(16 * self.n_items, self.memory_budget_gb, len(self.users))
         ):
             users = users.to(self.device)
-            scores = self.history.mask_(self.teacher.score_all(users), users)
+            scores = self.history.mask_(self.teacher.ranking_scores(users), users)
             for group, width in enumerate(widths):
                 best = scores[:, self.groups[group]].topk(width, dim=1)
                 self._candidates[group][users] = self.groups[group][best.indices].int()
