@@ -28,6 +28,7 @@ FORMATS = [f"convert/{name}.py" for name in convert.FORMATS]
 READS_RECBOLE = {
     "backbones/hstu.py",
     "backbones/lightgcn.py",
+    "backbones/simplex.py",
     "checkpoint.py",
     "compat.py",
     "config.py",

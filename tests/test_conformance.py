@@ -578,8 +578,11 @@ def test_a_teacher_without_vectors_teaches_or_is_refused(method: type[Distiller]
             build(method, dense)
         assert f"--model={method.__name__}" in str(refusal.value)
         return
-    losses = [kd_of(build(method, w), w) for w in (world, dense)]
+    small = {"memory_budget_gb": 1e-6}  # too small for a table of scores
+    losses = [kd_of(build(method, w, **small), w) for w in (world, dense)]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+    # Half precision may turn the order of two scores around, and a rank with it.
+    torch.testing.assert_close(kd_of(build(method, dense), dense), losses[0], rtol=5e-3, atol=0)
 
 
 def test_needs_are_known(method: type[Distiller]) -> None:
