@@ -676,6 +676,16 @@ def test_soft_labels_of_missing_items(guide: str, missing: str, world: World) ->
     assert distiller.targets.isfinite().all()
 
 
+def test_samples_of_a_list_are_listed_though_others_tie(world: World) -> None:
+    """All listed scores are equal, so that the floor is as high."""
+    users = range(1, world.history.n_users)
+    table = {u: dict.fromkeys(set(range(30, 60)) - world.train_items(u), 1.0) for u in users}
+    distiller = distil_from(listed(world, table), world, "CD", cd_guide="teacher", cd_n=50, cd_M=15)
+    distiller.begin_epoch(0, 1)
+    for user in distiller.users.tolist():
+        assert set(distiller.items[user].tolist()) <= set(table[user])
+
+
 @pytest.mark.parametrize("missing", ["floor", "mask"])
 def test_no_order_is_made_up_of_missing_items(missing: str, world: World) -> None:
     """UnKD draws pairs that the teacher orders; items that tie at the floor are none."""
@@ -841,6 +851,14 @@ def test_the_teacher_is_tested_by_its_lists(trained: Path, tmp_path: Path) -> No
     own = run(tmp_path, trained)["teacher_test_result"]["recall@20"]
     assert results[0] == own
     assert results[0] > results[1] > results[2]
+
+
+def test_missing_items_rank_last_in_the_teachers_test(tmp_path: Path) -> None:
+    """Lists of the test items, all at one score: nothing else comes before them."""
+    pairs = sorted(tiny.part_pairs(tiny.split(), 2))
+    path = write(frame([(user, item, 1.0) for user, item in pairs]), tmp_path / "s.csv")
+    result = run(tmp_path, path, ce_guide="all")
+    assert result["teacher_test_result"]["recall@20"] == 1.0
 
 
 def test_a_second_run_finds_the_cache(scores: Path, tmp_path: Path, monkeypatch: Any) -> None:
