@@ -102,6 +102,17 @@ class Teacher(ABC):
         """
         return self.score_all(users)
 
+    def exact_scores(self, users: Tensor) -> Tensor:
+        """:meth:`ranking_scores` without a loss of precision, to test the teacher by.
+
+        Args:
+            users: User ids, ``[B]``.
+
+        Returns:
+            ``[B, n_items]``, float32, a fresh tensor; column 0 is padding.
+        """
+        return self.ranking_scores(users)
+
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """User and item vectors, ``[n_users, D]`` and ``[n_items, D]``, of a teacher that has them.
 
@@ -290,6 +301,14 @@ class FrozenTeacher(Teacher):
         if self._unknown is not None:
             scores.masked_fill_(self._unknown, UNKNOWN_SCORE)
         return scores
+
+    @torch.no_grad()
+    def exact_scores(self, users: Tensor) -> Tensor:
+        """The model's own, whatever is kept of them; see :meth:`Teacher.exact_scores`."""
+        if self.factors() is not None:
+            return self.ranking_scores(users)
+        scores = self._ask_all(users)
+        return scores if self._unknown is None else scores.masked_fill(self._unknown, UNKNOWN_SCORE)
 
     def _ask_all(self, users: Tensor) -> Tensor:
         """The model's own scores of all items, in the student's ids."""

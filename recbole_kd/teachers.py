@@ -320,7 +320,7 @@ class _TeacherModel(nn.Module):
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
         """Scores of all items, ``[B, n_items]``."""
-        return self.teacher.ranking_scores(interaction[self.user_field])
+        return self.teacher.exact_scores(interaction[self.user_field])
 
 
 def offers(cls: type[Any]) -> frozenset[str]:
