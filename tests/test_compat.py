@@ -40,7 +40,7 @@ from recbole_kd.data import Split
 from recbole_kd.errors import KDError
 from recbole_kd.loaders import make_loaders
 from recbole_kd.trainer import RunTrainer
-from recbole_kd.training import build_plain
+from recbole_kd.training import build_plain, check_data
 
 FOLDER = Path(recbole.__file__).parent
 NUMPY_2 = int(np.__version__.split(".")[0]) >= 2
@@ -214,6 +214,22 @@ def test_lightgcn_of_ours_is_recboles(
         gradients.append([loss, *model.forward(), *(p.grad for p in model.parameters())])
     for mine, other in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
+
+
+def test_lightgcns_initial_spread(root: Path, split: Split) -> None:
+    std = [
+        build_plain(
+            config_for(root, student="LightGCN", embedding_size=256, init_std=given), split
+        ).item_embedding.weight.std()
+        for given in (None, 0.1, 2.0)
+    ]
+    assert std[0] < 0.09
+    assert std[1].item() == pytest.approx(0.1, rel=0.05)
+    assert std[2].item() == pytest.approx(2.0, rel=0.05)
+    for wrong in (0, "big"):
+        config = config_for(root, student="LightGCN", init_std=wrong)
+        with pytest.raises(KDError, match=f"--init_std={wrong}: allowed are numbers above 0"):
+            check_data(config, split)
 
 
 def test_graph_models_fail_without_the_method(

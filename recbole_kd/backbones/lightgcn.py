@@ -10,6 +10,9 @@ from recbole.model.general_recommender.lightgcn import LightGCN as RecBoleLightG
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from recbole_kd.errors import KDError
+from recbole_kd.history import UserHistory
+
 
 class _Propagate(torch.autograd.Function):
     """``adjacency @ x`` for a symmetric sparse matrix.
@@ -34,10 +37,38 @@ class LightGCN(RecBoleLightGCN):
 
     The normalised adjacency is built from coordinates instead of a dictionary of tuples, and is
     multiplied by rows, forwards and backwards. Parameters, their names and all results are
-    RecBole's: a checkpoint of one opens in the other.
+    RecBole's: a checkpoint of one opens in the other. With ``init_std`` the embeddings are drawn
+    from a normal distribution, as in the original code (0.1), instead of RecBole's Xavier.
+
+    Args:
+        config: Options; RecBole's and ``init_std``.
+        dataset: Train part.
     """
 
     same_scores = True
+
+    def __init__(self, config: Any, dataset: Any):
+        super().__init__(config, dataset)
+        if config["init_std"] is not None:
+            for table in (self.user_embedding, self.item_embedding):
+                torch.nn.init.normal_(table.weight, std=config["init_std"])
+
+    @staticmethod
+    def check_data(config: Any, history: UserHistory, timeless: bool) -> None:
+        """Refuse options out of range, before anything is trained.
+
+        Args:
+            config: Options.
+            history: Train interactions.
+            timeless: Whether the model will be asked at no point in time.
+
+        Raises:
+            KDError: ``init_std`` is no number above 0.
+        """
+        std = config["init_std"]
+        right = isinstance(std, int | float) and not isinstance(std, bool) and std > 0
+        if std is not None and not right:
+            raise KDError(f"--init_std={std}: allowed are numbers above 0")
 
     def get_norm_adj_mat(self) -> Tensor:
         """The symmetrically normalised adjacency, sparse ``[users + items, users + items]``."""
