@@ -95,7 +95,8 @@ def run(pair: str, method: str, seed: int, options: Any) -> dict[str, dict[str, 
     """One seed of a method; what was measured of it, of its teacher and of the scratch student."""
     teacher, student = PAIRS[pair]
     more = {"protocol": "rcekd", "recipe": options.recipe}
-    asked = {"embedding_size": options.teacher_size, "save_every": options.save_every}
+    size = options.teacher_size if teacher == "LightGCN" else None
+    asked = {"embedding_size": size, "save_every": options.save_every}
     more |= {f"teacher.{key}": value for key, value in asked.items() if value}
     result, seconds = distil("citeulike", student, teacher, seed, options, method, **more)
     best = result["best_epoch"]
@@ -190,7 +191,7 @@ def main() -> None:
     """Run all methods and seeds, writing the table after each."""
     options = parser(__doc__ or "")
     options.add_argument("--pair", choices=[*PAIRS, "all"], default="MF-MF")
-    options.add_argument("--teacher_size", type=int, help="teacher's embedding_size, if another")
+    options.add_argument("--teacher_size", type=int, help="embedding_size of LightGCN teachers")
     options.add_argument("--save_every", type=int, help="teacher's, so that HetComp can share it")
     options.add_argument("--methods", default="RCEKD", help="all, or names with commas between")
     options.add_argument("--recipe", default="auto", help="auto, or a variant such as released")

@@ -363,7 +363,7 @@ def _load_ours(
         _check_dataset(dataset, tokens, history, path)
     model = _build(content["model"], config, dataset, content["state_dict"], path)
     model.load_other_parameter(content.get("other_parameter"))
-    scorer = scorer_for(model, history, config["score_temperature"])
+    scorer = scorer_for(model, history)
     return LoadedModel(model, scorer, tokens, history, config, content.get("split", {}))
 
 
@@ -427,9 +427,7 @@ def _load_recbole(content: dict[str, Any], path: Path, device: torch.device) -> 
     history = UserHistory.from_dataset(train)
     model = _build(config["model"], config, train, content["state_dict"], path)
     logging.getLogger(__name__).info("Read RecBole's checkpoint %s; rebuilt its split", path)
-    return LoadedModel(
-        model, scorer_for(model, history, config["score_temperature"]), tokens, history, config, {}
-    )
+    return LoadedModel(model, scorer_for(model, history), tokens, history, config, {})
 
 
 def export_recbole(path: str | Path, target: str | Path) -> Path:

@@ -68,6 +68,9 @@ SECTION_KEYS = {
 """Training keys that a section may set for one role."""
 
 
+ROLE_KEYS = {"score_temperature"}
+"""Keys that hold for one role and are said in its section."""
+
 CHECKPOINT_KEYS = {"checkpoint", "score_temperature"}
 """Keys of the section of a teacher that is opened and not trained."""
 
@@ -99,7 +102,8 @@ def known_keys(sources: Sources) -> dict[str | None, set[str]]:
         flatten(shipped("dataset", f"{sources.dataset}.yaml") or {}, "student")
     )
     run -= UNUSED_RECBOLE_KEYS | SEQUENTIAL_KEYS | set(SECTIONS)
-    if not _has_score_file(sources):
+    files = sources.teacher_files if sources.method != SCRATCH else []
+    if not any(file.endswith(SCORE_FILES) for file in files):
         run -= SCORE_FILE_KEYS
     student = model_keys(sources.student, "--student")
     teacher, teacher_section = set(), set()
@@ -114,18 +118,11 @@ def known_keys(sources: Sources) -> dict[str | None, set[str]]:
         run -= SEVERAL_KEYS
     section = SECTION_KEYS | (student - SEQUENTIAL_KEYS)
     return {
-        None: run | student | teacher,
+        None: (run | student | teacher) - ROLE_KEYS,
         "student": section,
         "scratch_student": section if sources.method != SCRATCH else set(),
         "teacher": teacher_section,
     }
-
-
-def _has_score_file(sources: Sources) -> bool:
-    """Whether a teacher is a file of scores."""
-    given = sources.get("checkpoint", "teacher")
-    files = given if isinstance(given, list) else [given]
-    return sources.method != SCRATCH and any(str(file).endswith(SCORE_FILES) for file in files)
 
 
 def _elsewhere(key: str) -> str:
@@ -159,7 +156,9 @@ def _check_key(key: str, shown: str, known: set[str], origin: str, run: str) -> 
     if key in known:
         return
     hint = _elsewhere(key) or did_you_mean(key, known)
-    if shown != key and key in SEQUENTIAL_KEYS:
+    if shown == key and key in ROLE_KEYS:
+        hint = f" It holds for one role: set student.{key} or teacher.{key}."
+    elif shown != key and key in SEQUENTIAL_KEYS:
         hint = f" Teacher and student share their sequences: set {key} without a section."
     elif key in SEVERAL_KEYS:
         hint = ' It is for several teachers: --teacher="[a.pth, b.pth]".'

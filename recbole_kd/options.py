@@ -6,6 +6,7 @@ Which source wins is told in :mod:`recbole_kd.config`.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -184,8 +185,15 @@ def _section(name: str, value: Any) -> Mapping[str, Any]:
     several = isinstance(value, list | tuple)
     if several and len(value) == 1:
         return _section(name, value[0])
-    is_file = several or str(value).endswith(TEACHER_FILES)
+    # No model's name has a slash in it; a run's folder has.
+    is_file = several or str(value).endswith(TEACHER_FILES) or "/" in str(value)
     return {"checkpoint" if name == "teacher" and is_file else "model": value}
+
+
+def is_positive(value: Any) -> bool:
+    """Whether a value is a finite number above 0; ``True`` is none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > 0
 
 
 @dataclass

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,46 +22,55 @@ def table_bytes(n_users: int, n_items: int) -> int:
 
 
 class ScoreTable:
-    """Scores of all items for all users, float16, below each user's best.
+    """Scores of all items for all users, float16, below each user's best; filled by and by.
 
     What is kept is the distance to the user's best score, which is exact to a relative 2^-11: the
     scores that carry a softmax are near it. The file has no name and is gone with the process.
 
     Args:
-        score_all: Gives fresh scores ``[B, n_items]`` of users ``[B]``.
-        users: Users to be scored, ``[n]``, int64; the others have 0 everywhere.
         n_users: Number of users, padding included.
         n_items: Number of items, padding included.
-        rows: Users scored at a time.
+        device: Where answers go.
         folder: Where the file lies; ``None``: where temporary files do.
 
     Raises:
-        KDError: There is no room for the file, or a score is no finite number.
+        KDError: There is no room for the file.
     """
 
-    def __init__(
-        self,
-        score_all: Callable[[Tensor], Tensor],
-        users: Tensor,
-        n_users: int,
-        n_items: int,
-        rows: int,
-        folder: Path | None = None,
-    ):
+    def __init__(self, n_users: int, n_items: int, device: Any, folder: Path | None = None):
         where = folder or Path(tempfile.gettempdir())
         checkpoint.need_space(where, table_bytes(n_users, n_items))
         self._file = tempfile.TemporaryFile(dir=where)  # noqa: SIM115
         shape = (n_users, n_items)
         self._table = torch.from_numpy(np.memmap(self._file, np.float16, "w+", shape=shape))
         self._best = torch.zeros(n_users)
-        self.device = users.device
-        for part in users.split(rows):
-            scores = score_all(part).cpu()
-            best = scores[:, 1:].amax(1)
-            if not bool(torch.isfinite(best).all()):
-                raise KDError("teacher: it gives a score that is no finite number")
-            self._best[part.cpu()] = best
-            self._table[part.cpu()] = (scores - best.unsqueeze(1)).clamp_min(LOWEST).half()
+        self._filled = torch.zeros(n_users, dtype=torch.bool)
+        self.device = device
+
+    def keep(self, users: Tensor, scores: Tensor) -> None:
+        """Take in the scores of some users.
+
+        Args:
+            users: User ids, ``[B]``, int64.
+            scores: ``[B, n_items]``; ``-inf`` is far below all, and so is column 0.
+
+        Raises:
+            KDError: A score is no number, or infinite.
+        """
+        users, scores = users.cpu(), scores.cpu()
+        best = scores[:, 1:].amax(1)
+        if not bool(torch.isfinite(best).all()):
+            raise KDError("teacher: it gives a score that is no finite number")
+        below = scores - best.unsqueeze(1)
+        below[:, 0] = LOWEST  # padding, which no model promises to be a number
+        self._table[users] = below.clamp_min_(LOWEST).half()
+        self._best[users] = best
+        self._filled[users] = True
+
+    def missing(self, users: Tensor) -> Tensor:
+        """Those of some users whose scores are not there yet, each once, int64, on the CPU."""
+        users = users.cpu()
+        return users[~self._filled[users]].unique()
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores ``[B, K]``, float32, of the items ``[B, K]`` for the users ``[B]``."""

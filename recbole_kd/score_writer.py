@@ -16,7 +16,7 @@ import torch
 from recbole_kd import checkpoint, deploy
 from recbole_kd.data import Tokens
 from recbole_kd.errors import KDError
-from recbole_kd.options import SCORE_FILES
+from recbole_kd.options import SCORE_FILES, is_positive
 from recbole_kd.score_file import COLUMNS, parquet
 from recbole_kd.teacher import FrozenTeacher
 
@@ -111,8 +111,7 @@ def _check(target: Path, top_k: Any, mask_train: Any, memory_budget_gb: Any) -> 
         raise KDError(f"--top_k={top_k}: allowed are whole numbers above 0")
     if type(mask_train) is not bool:
         raise KDError(f"--mask_train={mask_train}: allowed are True, False")
-    number = isinstance(memory_budget_gb, int | float) and not isinstance(memory_budget_gb, bool)
-    if not number or not memory_budget_gb > 0:
+    if not is_positive(memory_budget_gb):
         raise KDError(f"--memory_budget_gb={memory_budget_gb}: allowed are numbers above 0")
 
 

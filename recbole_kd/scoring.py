@@ -101,6 +101,9 @@ class FactorScorer(Scorer):
     own_temperature = 1.0
     """Temperature of a model that brings none."""
 
+    by_cosine = False
+    """Whether the model scores by cosine, so that another temperature may be asked for."""
+
     made_once: str | None = None
     """A method of the model that, called without arguments, gives the same all through a step."""
 
@@ -119,14 +122,16 @@ class FactorScorer(Scorer):
             yield
             return
         method, outer = getattr(self.model, name), vars(self.model).get(name)
-        shared: list[Any] = []
+        shared: dict[tuple[bool, bool], Any] = {}
 
         def once(*args: Any, **kwargs: Any) -> Any:
             if args or kwargs:
                 return method(*args, **kwargs)
-            if not shared:
-                shared.append(method())
-            return shared[0]
+            # What is made without gradient, or without dropout, is not for those who want it.
+            key = torch.is_grad_enabled(), self.model.training
+            if key not in shared:
+                shared[key] = method()
+            return shared[key]
 
         # On this one instance: the model's own loss calls the method too.
         setattr(self.model, name, once)
@@ -199,6 +204,7 @@ class CosineScorer(FactorScorer):
     """
 
     own_temperature = 0.1
+    by_cosine = True
     made_once = "item_vectors"
 
     def user_vectors(self, users: Tensor) -> Tensor:
@@ -250,6 +256,7 @@ class TimedSequenceScorer(SequenceScorer):
     default here too. Item vectors are made once in a :meth:`step`, for the model's own loss too.
     """
 
+    by_cosine = True
     made_once = "item_vectors"
 
     def __init__(self, model: Any, history: UserHistory, temperature: float | None = None):
@@ -369,22 +376,26 @@ def scorer_for(model: Any, history: UserHistory, temperature: float | None = Non
     Args:
         model: A RecBole model.
         history: Train history of every user.
-        temperature: Divides the scores of a factorised one; ``None``: the model's own.
+        temperature: Divides the scores of one that scores by cosine; ``None``: the model's own.
 
     Raises:
-        KDError: A temperature is given to a model without a factorised scorer.
+        KDError: A temperature is given to a model that does not score by cosine.
     """
+    if temperature is not None and not scores_by_cosine(type(model)):
+        raise KDError(
+            f"score_temperature={temperature}: found {type(model).__name__}, whose scores are "
+            f"taken as they are; allowed with {', '.join(cosine_names())}"
+        )
     if hasattr(model, "make_scorer"):
         return model.make_scorer(history)
     adapter = factorised_adapter(type(model))
-    if adapter is None:
-        if temperature is not None:
-            raise KDError(
-                f"score_temperature={temperature}: found {type(model).__name__}, whose scores are "
-                f"taken as they are; allowed with {', '.join(factorised_names())}"
-            )
-        return DenseScorer(model, history)
-    return adapter(model, history, temperature)
+    return DenseScorer(model, history) if adapter is None else adapter(model, history, temperature)
+
+
+def scores_by_cosine(cls: type[Any]) -> bool:
+    """Whether the scores of a model class are cosines, over a temperature that can be chosen."""
+    adapter = None if hasattr(cls, "make_scorer") else factorised_adapter(cls)
+    return adapter is not None and adapter.by_cosine
 
 
 def factorised_adapter(cls: type[Any]) -> type[FactorScorer] | None:
@@ -420,6 +431,11 @@ def is_factorised(cls: type[Any]) -> bool:
 def factorised_names() -> list[str]:
     """Names of the RecBole models that have a factorised scorer."""
     return sorted(cls.__name__ for cls in FACTORISED)
+
+
+def cosine_names() -> list[str]:
+    """Names of the models that score by cosine."""
+    return sorted(cls.__name__ for cls, adapter in FACTORISED.items() if adapter.by_cosine)
 
 
 def sequence_names() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from recbole_kd.errors import KDError
 from recbole_kd.methods.base import Distiller, TaughtStudent
+from recbole_kd.options import is_positive
 
 COMBINE = ("distributions", "losses")
 
@@ -46,7 +46,7 @@ class Combination:
         given = config["teacher_weights"]
         weights = [1.0] * teachers if given is None else given
         right = isinstance(weights, list | tuple) and len(weights) == teachers
-        if not right or not all(map(_is_weight, weights)):
+        if not right or not all(map(is_positive, weights)):
             raise KDError(
                 f"--teacher_weights={given}: allowed are {teachers} numbers above 0, one a teacher"
             )
@@ -72,11 +72,6 @@ class Combination:
             del options["tau"]
         content = json.dumps([options, list(teachers)], sort_keys=True)
         return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-
-
-def _is_weight(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0
 
 
 def taught_by(distillers: Sequence[Distiller], weights: Sequence[float]) -> TaughtStudent:

@@ -92,7 +92,9 @@ class Teacher(ABC):
         """
 
     def ranking_scores(self, users: Tensor) -> Tensor:
-        """:meth:`score_all` to rank by: :data:`UNKNOWN_SCORE` where the teacher has no order.
+        """:meth:`score_all` to rank by, in full precision.
+
+        :data:`UNKNOWN_SCORE` where the teacher has no order.
 
         Args:
             users: User ids, ``[B]``.
@@ -101,17 +103,6 @@ class Teacher(ABC):
             ``[B, n_items]``, float32, a fresh tensor; column 0 is padding.
         """
         return self.score_all(users)
-
-    def exact_scores(self, users: Tensor) -> Tensor:
-        """:meth:`ranking_scores` without a loss of precision, to test the teacher by.
-
-        Args:
-            users: User ids, ``[B]``.
-
-        Returns:
-            ``[B, n_items]``, float32, a fresh tensor; column 0 is padding.
-        """
-        return self.ranking_scores(users)
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """User and item vectors, ``[n_users, D]`` and ``[n_items, D]``, of a teacher that has them.
@@ -167,7 +158,8 @@ class Teacher(ABC):
     def _most_known_train_items(self) -> int:
         users, items = self.history.pairs()
         known = self.knows_item.to(items.device)[items]
-        return int(torch.bincount(users[known], minlength=1).max())
+        pairs = (users * self.history.n_items + items)[known].unique()
+        return int(torch.bincount(pairs // self.history.n_items, minlength=1).max())
 
     def _compute_top_k(self, k: int, mask_train: bool) -> tuple[Tensor, Tensor]:
         n_users = len(self.knows_user)
@@ -279,14 +271,22 @@ class FrozenTeacher(Teacher):
         factors = self.factors()
         if factors is not None:
             scores = gather_dot(self._tempered(factors[0][users]), factors[1], items)
-        elif (table := self._score_table()) is not None:
+        elif (table := self._filled_table(users)) is not None:
             scores = table.score(users, items)
         else:
-            state = self.scorer.encode(self._user_ids[users])
-            scores = self.scorer.score(state, self._item_ids[items]).float()
+            scores = self._ask(users, items)
         if self._unknown is not None:
             scores = scores.masked_fill(self._unknown[items], UNKNOWN_SCORE)
         return scores
+
+    def _ask(self, users: Tensor, items: Tensor) -> Tensor:
+        """The model's own scores of given items; it may have to score all items for that."""
+        rows = chunk_rows(16 * len(self._item_ids), self.memory_budget_gb, len(users))
+        parts = [
+            self.scorer.score(self.scorer.encode(self._user_ids[u]), self._item_ids[i]).float()
+            for u, i in zip(users.split(rows), items.split(rows), strict=True)
+        ]
+        return torch.cat(parts)
 
     @torch.no_grad()
     def score_all(self, users: Tensor) -> Tensor:
@@ -294,35 +294,57 @@ class FrozenTeacher(Teacher):
         factors = self.factors()
         if factors is not None:
             scores = self._tempered(factors[0][users]) @ factors[1].t()
-        elif (table := self._score_table()) is not None:
+        elif (table := self._filled_table(users)) is not None:
             scores = table.score_all(users)
         else:
-            scores = self._ask_all(users)
+            return self._ask_all(users, UNKNOWN_SCORE)
         if self._unknown is not None:
             scores.masked_fill_(self._unknown, UNKNOWN_SCORE)
         return scores
 
     @torch.no_grad()
-    def exact_scores(self, users: Tensor) -> Tensor:
-        """The model's own, whatever is kept of them; see :meth:`Teacher.exact_scores`."""
+    def ranking_scores(self, users: Tensor) -> Tensor:
+        """The model's own, whatever is kept of them; see :meth:`Teacher.ranking_scores`."""
         if self.factors() is not None:
-            return self.ranking_scores(users)
-        scores = self._ask_all(users)
-        return scores if self._unknown is None else scores.masked_fill(self._unknown, UNKNOWN_SCORE)
+            return self.score_all(users)
+        scores = self._ask_all(users, -torch.inf)
+        if (table := self._score_table()) is not None and len(table.missing(users)):
+            table.keep(users, scores)
+        return scores.nan_to_num_(nan=torch.nan, neginf=UNKNOWN_SCORE)
 
-    def _ask_all(self, users: Tensor) -> Tensor:
-        """The model's own scores of all items, in the student's ids."""
+    def _ask_all(self, users: Tensor, unknown: float) -> Tensor:
+        """The model's own scores of all items, in the student's ids.
+
+        Args:
+            users: User ids, ``[B]``.
+            unknown: Score of the items it does not know.
+        """
         scores = self.scorer.score_all(self.scorer.encode(self._user_ids[users])).float()
-        return scores if self._reorder is None else scores[:, self._reorder]
+        scores = scores if self._reorder is None else scores[:, self._reorder]
+        return scores if self._unknown is None else scores.masked_fill(self._unknown, unknown)
+
+    @property
+    def in_half_precision(self) -> bool:
+        """Whether scores are kept in a table; they are if it is within the memory budget."""
+        size = table_bytes(len(self._user_ids), len(self._item_ids))
+        factorised = isinstance(self.scorer, FactorScorer)
+        return not factorised and size <= self.memory_budget_gb * 2**30
 
     def _score_table(self) -> ScoreTable | None:
-        """Scores of everything, made at the first call; ``None`` if they exceed the budget."""
-        sizes = len(self._user_ids), len(self._item_ids)
-        if self._table is None and table_bytes(*sizes) <= self.memory_budget_gb * 2**30:
-            users = self.knows_user.nonzero().squeeze(1)
-            rows = chunk_rows(12 * sizes[1], self.memory_budget_gb, sizes[0])
-            self._table = ScoreTable(self._ask_all, users, *sizes, rows, self._table_folder)
+        """Where scores are kept; ``None`` if they would exceed the budget."""
+        if self._table is None and self.in_half_precision:
+            sizes = len(self._user_ids), len(self._item_ids)
+            self._table = ScoreTable(*sizes, self.device, self._table_folder)
         return self._table
+
+    def _filled_table(self, users: Tensor) -> ScoreTable | None:
+        """The table, with the scores of the users in it."""
+        table = self._score_table()
+        if table is not None and len(missing := table.missing(users)):
+            rows = chunk_rows(12 * len(self._item_ids), self.memory_budget_gb, len(missing))
+            for part in missing.to(self.device).split(rows):
+                table.keep(part, self._ask_all(part, -torch.inf))
+        return table
 
 
 def report_overlap(

@@ -20,10 +20,17 @@ from recbole_kd.listed import ListedTeacher, report_lists
 from recbole_kd.loaders import train_part
 from recbole_kd.methods.base import NEEDS
 from recbole_kd.mixture import MixedScorer, MixedTeacher
-from recbole_kd.options import SCORE_FILES, TEACHER_FILES
+from recbole_kd.options import SCORE_FILES, TEACHER_FILES, is_positive
 from recbole_kd.registry import methods_without, short_name
 from recbole_kd.score_file import open_scores
-from recbole_kd.scoring import Scorer, factorised_names, is_factorised, scorer_for
+from recbole_kd.scoring import (
+    Scorer,
+    cosine_names,
+    factorised_names,
+    is_factorised,
+    scorer_for,
+    scores_by_cosine,
+)
 from recbole_kd.several import Combination
 from recbole_kd.teacher import FrozenTeacher, Teacher, join_tokens, report_overlap
 
@@ -96,8 +103,7 @@ class TeacherFinder:
         self.split, self.saved = split, saved
         asked = config.sources.get("score_temperature", "teacher")
         self.temperature = asked if teacher_config is None else teacher_config["score_temperature"]
-        positive = isinstance(asked, int | float) and not isinstance(asked, bool) and asked > 0
-        if asked is not None and not positive:
+        if asked is not None and not is_positive(asked):
             raise KDError(f"--teacher.score_temperature={asked}: allowed are numbers above 0")
         self.files = config.sources.teacher_files
         self.combination = Combination.read(config, max(1, len(self.files)))
@@ -122,6 +128,7 @@ class TeacherFinder:
         """
         if self.teacher_config is None:
             opened = [self._open(file) for file in self.files]
+            self._check_temperature(opened)
             return opened[0] if len(opened) == 1 else self._combined(opened)
         trained = training.train_cached(self.teacher_config, self.split, self.saved)
         ids = identity(self.split)
@@ -129,7 +136,7 @@ class TeacherFinder:
         if trained.checkpoint is not None:
             best = Path(trained.checkpoint)
             frozen.trajectory = self._trajectory(best, ids, self.split.history)
-        digest = self._digest(training.fingerprint(self.teacher_config, self.split))
+        digest = self._digest(training.fingerprint(self.teacher_config, self.split), frozen)
         parts = TeacherParts(
             frozen, trained.scorer, trained.name, trained.test_result, trained.checkpoint, digest
         )
@@ -150,6 +157,14 @@ class TeacherFinder:
             folder.mkdir(parents=True, exist_ok=True)
         budget = self.config["memory_budget_gb"]
         return FrozenTeacher(scorer, *ids, self.split.history, budget, folder)
+
+    def _check_temperature(self, opened: Sequence[TeacherParts]) -> None:
+        cosine = [getattr(parts.scorer, "by_cosine", False) for parts in opened]
+        if self.temperature is not None and not any(cosine):
+            raise KDError(
+                f"--teacher.score_temperature={self.temperature}: no teacher scores by cosine; "
+                f"allowed with {', '.join(cosine_names())}"
+            )
 
     def _check_several(self) -> None:
         said = f"--teacher=[{', '.join(self.files)}]"
@@ -243,8 +258,7 @@ class TeacherFinder:
                 loaded = deploy.load_model(file, self.config["device"], dataset=data)
             if len(loaded.tokens.users) != users or len(loaded.tokens.items) != items:
                 raise KDError(f"{file}: it is of another run than {best}")
-            scorer = scorer_for(loaded.model, history, self._temperature_of(loaded))
-            return self.freeze(scorer, ids)
+            return self.freeze(self._scorer(loaded.model, history), ids)
 
         return [functools.partial(load, file) for file in files]
 
@@ -267,24 +281,28 @@ class TeacherFinder:
         if check is not None:
             check(loaded.config, history, True)
         self._check_needs(type(loaded.model), name)
-        scorer = scorer_for(loaded.model, history, self._temperature_of(loaded))
+        scorer = self._scorer(loaded.model, history)
         frozen = self.freeze(scorer, ids)
         file = checkpoint.file_in(path)
         frozen.trajectory = self._trajectory(file, ids, history)
         result = self._test(frozen)
-        digest = self._digest(checkpoint.digest(file))
+        digest = self._digest(checkpoint.digest(file), frozen)
         parts = TeacherParts(frozen, scorer, name, result, str(file), digest)
         if getattr(loaded.model.type, "name", "") == "SEQUENTIAL":
             parts.note = "encodes the train history, without the validation items"
         return parts
 
-    def _temperature_of(self, loaded: deploy.LoadedModel) -> float | None:
-        """The temperature asked for, or the one the model was trained to be asked with."""
-        return loaded.config["score_temperature"] if self.temperature is None else self.temperature
+    def _scorer(self, model: Any, history: UserHistory) -> Scorer:
+        """Scorer of an opened model, over the temperature asked for if it scores by cosine."""
+        return scorer_for(
+            model, history, self.temperature if scores_by_cosine(type(model)) else None
+        )
 
-    def _digest(self, digest: str) -> str:
-        """The temperature is no part of a teacher's training, and one of what it teaches."""
-        return digest if self.temperature is None else f"{digest} at {self.temperature:g}"
+    def _digest(self, digest: str, teacher: FrozenTeacher) -> str:
+        """What decides what a teacher teaches and is no part of its training, put to its digest."""
+        if getattr(teacher.scorer, "by_cosine", False):
+            digest = f"{digest} at {teacher.scorer.temperature:g}"  # type: ignore[attr-defined]
+        return f"{digest} in half precision" if teacher.in_half_precision else digest
 
     def _open_scores(self, path: str) -> TeacherParts:
         """The teacher that a file of scores is."""
@@ -320,7 +338,7 @@ class _TeacherModel(nn.Module):
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
         """Scores of all items, ``[B, n_items]``."""
-        return self.teacher.exact_scores(interaction[self.user_field])
+        return self.teacher.ranking_scores(interaction[self.user_field])
 
 
 def offers(cls: type[Any]) -> frozenset[str]:

@@ -216,6 +216,16 @@ def test_lightgcn_of_ours_is_recboles(
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
 
 
+def test_lightgcn_in_mixed_precision(root: Path, split: Split) -> None:
+    model = build_plain(config_for(root, student="LightGCN"), split)
+    exact = model.forward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        users, items = model.forward()
+    assert users.dtype == items.dtype == torch.float32
+    assert torch.equal(users, exact[0])
+    assert torch.equal(items, exact[1])
+
+
 def test_lightgcns_initial_spread(root: Path, split: Split) -> None:
     std = [
         build_plain(
@@ -226,7 +236,7 @@ def test_lightgcns_initial_spread(root: Path, split: Split) -> None:
     assert std[0] < 0.09
     assert std[1].item() == pytest.approx(0.1, rel=0.05)
     assert std[2].item() == pytest.approx(2.0, rel=0.05)
-    for wrong in (0, "big"):
+    for wrong in (0, "big", float("inf")):
         config = config_for(root, student="LightGCN", init_std=wrong)
         with pytest.raises(KDError, match=f"--init_std={wrong}: allowed are numbers above 0"):
             check_data(config, split)

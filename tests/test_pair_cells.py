@@ -242,7 +242,8 @@ def works(method: str, guide: str, name: str, rows: str | None) -> None:
 def is_refused(method: str, guide: str, name: str, rows: str | None, needs: list[str]) -> None:
     mine = config(method, name, rows, "SASRec", "student")
     if guide in [name for _, name in WITHOUT_MODEL]:
-        with pytest.raises(KDError):  # in a run its name is refused before it is opened
+        # In a run its name is refused before it is opened.
+        with pytest.raises(KDError, match=NEEDS[needs[0]]):
             CLASSES[method].check_teacher(mine, teacher(guide))
         return
     theirs = config(method, "SASRec", "prefix", guide, "teacher")

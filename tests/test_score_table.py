@@ -23,8 +23,10 @@ USERS, ITEMS = 7, 40
 
 
 def table_of(scores: Tensor, **more: Any) -> ScoreTable:
-    users = torch.arange(1, len(scores))
-    return ScoreTable(lambda u: scores[u].clone(), users, *scores.shape, rows=2, **more)
+    table = ScoreTable(*scores.shape, "cpu", **more)
+    for users in torch.arange(1, len(scores)).split(2):
+        table.keep(users, scores[users].clone())
+    return table
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 100.0, 1e4])
@@ -35,7 +37,8 @@ def test_what_carries_a_softmax_is_exact(scale: float) -> None:
     found, wanted = table.score_all(users), scores[users]
     assert found.dtype == torch.float32
     gap = wanted[:, 1:].amax(1, keepdim=True) - wanted
-    assert bool(((found - wanted).abs() <= gap.abs() * 2**-10 + 1e-6 * scale).all())
+    wrong = (found - wanted).abs() > gap.abs() * 2**-10 + 1e-6 * scale
+    assert not bool(wrong[:, 1:].any())
     targets = soft_targets(found[:, 1:], 1.0), soft_targets(wanted[:, 1:], 1.0)
     torch.testing.assert_close(*targets, rtol=0, atol=2e-3)
     items = torch.randint(1, ITEMS, (3, 9), generator=generator)
@@ -106,13 +109,20 @@ def counted(teacher: FrozenTeacher, monkeypatch: pytest.MonkeyPatch) -> list[int
 def test_every_user_is_asked_about_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = teacher_of(name, 0.1)
     asked = counted(teacher, monkeypatch)
-    users = teacher.history.active_users()
+    known = teacher.knows_user.nonzero().squeeze(1)
     for _ in range(2):
-        teacher.score(users, torch.ones(len(users), 3, dtype=torch.int64))
-        teacher.score_all(users)
-        teacher.top_k(4, mask_train=True)
-    known = teacher.knows_user.nonzero().squeeze(1).tolist()
-    assert sorted(asked) == known
+        teacher.top_k(4, mask_train=True)  # what a method asks first fills the table
+        teacher.score(known, torch.ones(len(known), 3, dtype=torch.int64))
+        teacher.score_all(known)
+    assert sorted(asked) == known.tolist()
+
+
+def test_users_are_asked_about_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = teacher_of("MultiVAE", 0.1)
+    asked = counted(teacher, monkeypatch)
+    for users in ([3, 4], [4, 5, 5], [3, 5]):
+        teacher.score(torch.tensor(users), torch.ones(len(users), 2, dtype=torch.int64))
+    assert asked == [3, 4, 5]
 
 
 def test_a_small_budget_computes_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +140,11 @@ def test_a_small_budget_computes_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_two_ways_agree() -> None:
     kept, anew = teacher_of("NeuMF", 0.1), teacher_of("NeuMF", 1e-9)
     users = kept.history.active_users()
-    torch.testing.assert_close(kept.score_all(users), anew.score_all(users), rtol=0, atol=2e-3)
-    torch.testing.assert_close(kept.top_k(3)[1], anew.top_k(3)[1], rtol=0, atol=2e-3)
+    scores = kept.score_all(users)[:, 1:], anew.score_all(users)[:, 1:]
+    torch.testing.assert_close(*scores, rtol=0, atol=2e-3)
+    assert not torch.equal(*scores)
+    for mine, other in zip(kept.top_k(30), anew.top_k(30), strict=True):
+        assert torch.equal(mine, other)
 
 
 def test_what_the_teacher_does_not_know_stays_unknown() -> None:
@@ -149,3 +162,49 @@ def test_a_teacher_with_vectors_makes_no_table(monkeypatch: pytest.MonkeyPatch) 
     teacher.score_all(teacher.history.active_users())
     with pytest.raises(pytest.fail.Exception):
         teacher_of("NeuMF", 0.1).score_all(teacher.history.active_users())
+
+
+def test_unknown_items_and_padding_do_not_coarsen_the_rest() -> None:
+    """The best score is that of an item the teacher knows, whatever padding has."""
+    history = tiny.split_for("MultiVAE").history
+    users, items = torch.arange(history.n_users), torch.arange(history.n_items)
+    items[3] = -1
+    scorer = scorer_for(tiny.model("MultiVAE"), history)
+    scores = torch.linspace(-300, -298, history.n_items).repeat(history.n_users, 1)
+    scores[:, 0] = torch.nan
+    scorer.score_all = lambda state: scores[state].clone()  # type: ignore[method-assign]
+    found = FrozenTeacher(scorer, users, items, history).score_all(users[1:4])[:, 4:]
+    torch.testing.assert_close(found, scores[1:4, 4:], rtol=0, atol=2e-3)
+
+
+def test_lists_are_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores that half precision cannot tell apart are still in their order."""
+    history = tiny.split_for("MultiVAE").history
+    scorer = scorer_for(tiny.model("MultiVAE"), history)
+    order = torch.randperm(history.n_items, generator=torch.Generator().manual_seed(1))
+    scores = (order.float() * 1e-4 - 50).repeat(history.n_users, 1)
+    scores[:, 1] = 50.0
+    scorer.score_all = lambda state: scores[state].clone()  # type: ignore[method-assign]
+    ids = torch.arange(history.n_users), torch.arange(history.n_items)
+    for budget in (0.1, 1e-9):
+        teacher = FrozenTeacher(scorer, *ids, history, budget)
+        assert teacher.in_half_precision == (budget == 0.1)
+        user = teacher.history.active_users()[:1]
+        wanted = scores[user, 1:].argsort(descending=True)[:, :20] + 1
+        assert torch.equal(teacher.top_k(20)[0][user].long(), wanted)
+    kept = FrozenTeacher(scorer, *ids, history, 0.1).score_all(user)[0]
+    assert len(kept[2:].unique()) < history.n_items / 2, "the scores can be told apart"
+
+
+def test_a_batch_of_all_users_is_scored_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = teacher_of("MultiVAE", 1e-5)
+    sizes: list[int] = []
+    original = teacher.scorer.score_all
+    monkeypatch.setattr(
+        teacher.scorer, "score_all", lambda state: sizes.append(len(state)) or original(state)
+    )
+    users = teacher.history.active_users()
+    found = teacher.score(users, torch.ones(len(users), 3, dtype=torch.int64))
+    assert found.shape == (len(users), 3)
+    assert len(sizes) > 1
+    assert max(sizes) < len(users) / 2

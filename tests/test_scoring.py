@@ -505,12 +505,12 @@ def histories(model: Any, part: Any) -> list[set[tuple[str, str]]]:
 
 
 @pytest.mark.parametrize("family", ["BPR", "SASRec"])
-def test_simplex_mixes_in_train_items_drawn_from_the_seed(family: str) -> None:
+def test_simplex_mixes_in_train_items_drawn_from_the_splits_seed(family: str) -> None:
     """Some of each user's, the same whenever the model is built, and none that is held out."""
     part = tiny.split(family)
     sources = {"eval_args": tiny.config(family)["eval_args"]}
     models = [
-        training.build_plain(tiny.config("SimpleX", seed=seed, **sources), part)
+        training.build_plain(tiny.config("SimpleX", split_seed=seed, **sources), part)
         for seed in (1, 1, 2)
     ]
     first, again, other = (histories(model, part) for model in models)
@@ -643,3 +643,14 @@ def test_importing_scorers_leaves_anomaly_detection_off() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+def test_what_a_step_makes_without_gradient_is_not_for_those_who_learn() -> None:
+    part = tiny.split_for("LightGCN")
+    model = tiny.model("LightGCN").train()
+    scorer = scorer_for(model, part.history)
+    with scorer.step():
+        with torch.no_grad():
+            assert not scorer.item_vectors().requires_grad
+        assert scorer.item_vectors().requires_grad
+        assert scorer.item_vectors() is scorer.item_vectors()

@@ -54,6 +54,8 @@ def said(*words: str, **options: Any) -> Sources:
         ("--teacher=[a.pth", ["[a.pth"]),
         ("--teacher=BPR", []),
         ("--teacher=[BPR]", []),
+        ("--teacher=saved/run", ["saved/run"]),
+        ("--teacher=[saved/run]", ["saved/run"]),
     ],
 )
 def test_lists_on_the_command_line(word: str, files: list[str]) -> None:
@@ -407,8 +409,8 @@ def probe(budget: float) -> int:
     teachers = [world.frozen_teacher(), other_teacher(world, 5)]
     mixture = mixed(world, *teachers, budget=budget)
     rows: list[int] = []
-    real = mixture.score_all
-    mixture.score_all = lambda users: rows.append(len(users)) or real(users)
+    real = mixture.ranking_scores
+    mixture.ranking_scores = lambda users: rows.append(len(users)) or real(users)
     mixture.top_k(5)
     return max(rows)
 

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
+from recbole_kd.options import is_positive
 
 
 class _Propagate(torch.autograd.Function):
@@ -66,8 +67,7 @@ class LightGCN(RecBoleLightGCN):
             KDError: ``init_std`` is no number above 0.
         """
         std = config["init_std"]
-        right = isinstance(std, int | float) and not isinstance(std, bool) and std > 0
-        if std is not None and not right:
+        if std is not None and not is_positive(std):
             raise KDError(f"--init_std={std}: allowed are numbers above 0")
 
     def get_norm_adj_mat(self) -> Tensor:
@@ -91,8 +91,10 @@ class LightGCN(RecBoleLightGCN):
     def forward(self) -> tuple[Tensor, Tensor]:
         """Propagated user and item embeddings: the mean over all layers, the first included."""
         layer = total = self.get_ego_embeddings()
-        for _ in range(self.n_layers):
-            layer = _Propagate.apply(self.norm_adj_matrix, layer)
-            total = total + layer
+        # There is no product of rows in half precision, and it is the same for every loss.
+        with torch.autocast(layer.device.type, enabled=False):
+            for _ in range(self.n_layers):
+                layer = _Propagate.apply(self.norm_adj_matrix, layer)
+                total = total + layer
         users, items = (total / (self.n_layers + 1)).split([self.n_users, self.n_items])
         return users, items

@@ -18,7 +18,7 @@ class SimpleX(RecBoleSimpleX):
 
     A user is mixed with the mean of ``history_len`` train items. Of users with more, RecBole draws
     some whenever a model is built, so that a checkpoint comes back as another model. Here they are
-    drawn from ``seed`` and the train interactions alone.
+    drawn from ``split_seed`` and the train interactions alone.
 
     Args:
         config: Options, RecBole's.
@@ -34,7 +34,9 @@ class SimpleX(RecBoleSimpleX):
         matrix = dataset.inter_matrix(form="coo")
         pairs = torch.from_numpy(matrix.row).long() * self.n_items + torch.from_numpy(matrix.col)
         pairs = pairs.sort().values  # in whatever order they come
-        generator = keyed_generator(config["seed"], self.stream)
+        # RecBole has one seed, and the one of a model in its form is that of the split.
+        seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
+        generator = keyed_generator(seed, self.stream)
         history = UserHistory.from_pairs(
             pairs // self.n_items,
             pairs % self.n_items,

@@ -53,12 +53,11 @@ class HetComp(Distiller):
     """Kang et al., "Distillation from Heterogeneous Models" (WWW 2023, arXiv 2303.01130).
 
     As released beside RCE-KD: one teacher with checkpoints of its own training in place of six
-    teachers, and the student's base loss beside the distillation loss. Every user starts with the
-    list of an early checkpoint and moves on by a :class:`Curriculum`, checked every
-    ``refresh_every`` epochs; when all have arrived, the loss is :func:`rank_loss` instead of twice
-    :func:`overall_loss`. The released code reads the earliest checkpoints only; here they lie
-    evenly over the training, with the best as the last. Its cut of scores at 40 and floor of 1e-5
-    under sums are ``hetcomp_clamp`` and ``hetcomp_floor``, none by default: nothing cancels here.
+    teachers, and the student's base loss beside this. Every user starts with the list of an early
+    checkpoint and moves on by a :class:`Curriculum`, checked every ``refresh_every`` epochs; when
+    all have arrived, the loss is :func:`rank_loss` instead of twice :func:`overall_loss`. The
+    released code reads the earliest checkpoints only; here they lie evenly, the best as the last.
+    Its cut of scores at 40 and floor of 1e-5 are ``hetcomp_clamp`` and ``hetcomp_floor``, off here.
     """
 
     needs = frozenset({"trajectory"})
@@ -75,14 +74,18 @@ class HetComp(Distiller):
         check_list_length("hetcomp_K", config.whole_number("hetcomp_K", 10), history, True)
 
     @classmethod
+    def teacher_list(cls, config: Any) -> tuple[int, bool] | None:
+        """Of every checkpoint; see :meth:`Distiller.teacher_list`."""
+        return config["hetcomp_K"], True
+
+    @classmethod
     def check_checkpoints(cls, config: Any, found: int) -> None:
         """Refuse a teacher with too few; see :meth:`Distiller.check_checkpoints`."""
         asked = config["hetcomp_checkpoints"]
         if found < asked - 1:
-            raise KDError(
-                f"--hetcomp_checkpoints={asked}: needs {NEEDS['trajectory']}; found {found} before "
-                "its best epoch; allowed is one more than that, or a lower --teacher.save_every"
-            )
+            hint = "allowed is one more than that, or a lower --teacher.save_every"
+            lacks = f"needs {NEEDS['trajectory']}; found {found} before its best epoch"
+            raise KDError(f"--hetcomp_checkpoints={asked}: {lacks}; {hint}")
 
     def __init__(self, config: Any, *parts: Any, **named: Any):
         super().__init__(config, *parts, **named)
@@ -91,9 +94,8 @@ class HetComp(Distiller):
         self.clamp, self.floor = config["hetcomp_clamp"], config["hetcomp_floor"]
         fewest = int(self.history.counts[self.users].min())
         starts = self.history.offsets[self.users].unsqueeze(1) + torch.arange(fewest)
-        positives = torch.zeros(self.n_users, fewest, dtype=torch.int32)
-        positives[self.users] = self.history.items[starts]
-        self._positives = positives.to(self.device)
+        self._positives = self.table(fewest, torch.int32)
+        self._positives[self.users] = self.history.items[starts].to(self.device)
         self._curriculum: Curriculum | None = None
         self.arrived = False
         """Whether the users learn from the best checkpoint, all but half a percent (released)."""
@@ -103,9 +105,9 @@ class HetComp(Distiller):
         """The users' way along the checkpoints; their lists are made at the first call."""
         if self._curriculum is None:
             files = self.teacher.trajectory
-            early = (files[i * len(files) // self.last] for i in range(self.last))
-            loads = (*early, lambda: self.teacher)
-            tops = [load().top_k(self.k, mask_train=True)[0] for load in loads]
+            early = [files[i * len(files) // self.last] for i in range(self.last)]
+            teachers = (load() for load in [*early, lambda: self.teacher])
+            tops = [teacher.top_k(self.k, mask_train=True)[0] for teacher in teachers]
             self._curriculum = Curriculum(torch.stack(tops), self.n_items, self.alpha)
         return self._curriculum
 
@@ -114,9 +116,8 @@ class HetComp(Distiller):
         if epoch >= self.refresh_every and not self.arrived:
             for users, student in self.student_lists(self.k, mask_train=True):
                 self.curriculum.advance(users, student, epoch // self.refresh_every)
-        progress = self.curriculum.progress(self.users)
-        self.arrived = progress >= self.last
-        return {"mean_checkpoint": progress}
+        self.arrived = self.curriculum.progress(self.users) >= self.last
+        return {"mean_checkpoint": self.curriculum.progress(self.users)}
 
     def kd_loss(self, rows: Rows) -> Tensor:
         """Mean of twice the overall loss, or of the rank loss once all users have arrived."""
@@ -133,8 +134,8 @@ class HetComp(Distiller):
         tail = self.history.mask_(outside, users).logsumexp(1)
         if not self.arrived:
             return 2 * overall_loss(both, tail, self.floor)
-        cut = positives.shape[1]
-        return rank_loss(both[:, :cut], both[:, cut:], tail, self.floor)
+        first, last = both.tensor_split([positives.shape[1]], 1)
+        return rank_loss(first, last, tail, self.floor)
 
     def tables(self) -> dict[str, Tensor]:
         """Where each user is, and how far from the next checkpoint."""
@@ -142,9 +143,8 @@ class HetComp(Distiller):
 
     def load_tables(self, tables: dict[str, Tensor]) -> None:
         """Take back the curriculum's state."""
-        furthest = int(tables["version"].max())
-        if furthest > self.last:
+        if (furthest := int(tables["version"].max())) > self.last:
             raise KDError(f"--resume: found users at checkpoint {furthest + 1} of {self.last + 1}")
-        self.curriculum.version = tables["version"].to(self.device)
-        self.curriculum.distance = tables["distance"].to(self.device)
+        for name, kept in tables.items():
+            setattr(self.curriculum, name, kept.to(self.device))
         self.arrived = self.curriculum.progress(self.users) >= self.last

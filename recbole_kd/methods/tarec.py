@@ -119,11 +119,6 @@ class TARec(EmbeddingDistiller):
         """:meth:`score_loss` alone."""
         return self.score_loss(rows, self.scorer.user_vectors(rows.users))
 
-    def embedding_loss(self, entities: Entities) -> Tensor:
-        """:meth:`vector_loss` alone."""
-        vectors = self.scorer.user_vectors(entities.users)
-        return self.vector_loss(entities, vectors, self.scorer.item_vectors())
-
     def score_loss(self, rows: Rows, users: Tensor) -> Tensor:
         """Mean of :func:`wasserstein_loss` over the rows, of user vectors ``[b, d]``."""
         items, teacher = (t[rows.users] for t in self.teacher.top_k(self.k, self.mask_train))
