@@ -113,7 +113,7 @@ def known_keys(sources: Sources) -> dict[str | None, set[str]]:
         # A checkpoint brings all the options of the model in it.
         if not sources.teacher_files:
             teacher = model_keys(sources.teacher, "--teacher")
-            teacher_section |= SECTION_KEYS | (teacher - SEQUENTIAL_KEYS)
+            teacher_section = {"checkpoint"} | SECTION_KEYS | (teacher - SEQUENTIAL_KEYS)
     if sources.method == SCRATCH or len(sources.teacher_files) < 2:
         run -= SEVERAL_KEYS
     section = SECTION_KEYS | (student - SEQUENTIAL_KEYS)
