@@ -129,6 +129,8 @@ def pairs(arguments: Sequence[str]) -> int:
     """``recbole-kd pairs``: which method works with which teacher and student."""
     from recbole_kd.pairs import tables
 
+    if arguments:
+        raise KDError(f"pairs: found {' '.join(arguments)}; allowed are no arguments")
     _say(tables())
     return 0
 

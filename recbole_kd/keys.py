@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from recbole.utils import ModelType
 from recbole.utils.argument_list import (
     dataset_arguments,
@@ -117,10 +119,11 @@ def known_keys(sources: Sources) -> dict[str | None, set[str]]:
     if sources.method == SCRATCH or len(sources.teacher_files) < 2:
         run -= SEVERAL_KEYS
     section = SECTION_KEYS | (student - SEQUENTIAL_KEYS)
+    alone = section - ROLE_KEYS  # nobody asks a model that is trained alone for scores
     return {
         None: (run | student | teacher) - ROLE_KEYS,
-        "student": section,
-        "scratch_student": section if sources.method != SCRATCH else set(),
+        "student": section if sources.method != SCRATCH else alone,
+        "scratch_student": alone if sources.method != SCRATCH else set(),
         "teacher": teacher_section,
     }
 
@@ -149,15 +152,23 @@ def check_keys(sources: Sources) -> None:
                 for inner in value:
                     _check_key(inner, f"{key}.{inner}", known[key], layer.origin, run)
             else:
-                _check_key(key, key, known[None], layer.origin, run)
+                _check_key(key, key, known[None], layer.origin, run, _sections_with(key, known))
 
 
-def _check_key(key: str, shown: str, known: set[str], origin: str, run: str) -> None:
+def _sections_with(key: str, known: dict[str | None, set[str]]) -> list[str]:
+    """The roles' sections that a key for one role may stand in."""
+    roles = ("student", "teacher") if key in ROLE_KEYS else ()
+    return [f"{role}.{key}" for role in roles if key in known[role]]
+
+
+def _check_key(
+    key: str, shown: str, known: set[str], origin: str, run: str, roles: Sequence[str] = ()
+) -> None:
     if key in known:
         return
     hint = _elsewhere(key) or did_you_mean(key, known)
-    if shown == key and key in ROLE_KEYS:
-        hint = f" It holds for one role: set student.{key} or teacher.{key}."
+    if roles:
+        hint = f" It holds for one role: set {' or '.join(roles)}."
     elif shown != key and key in SEQUENTIAL_KEYS:
         hint = f" Teacher and student share their sequences: set {key} without a section."
     elif key in SEVERAL_KEYS:

@@ -120,15 +120,19 @@ class MixedTeacher(Teacher):
     @torch.no_grad()
     def ranking_scores(self, users: Tensor) -> Tensor:
         """Scores of the items that some teacher ranks; see :meth:`Teacher.ranking_scores`."""
-        found, ranked = [], torch.zeros(1, dtype=torch.bool, device=self.device)
-        for teacher in self.teachers:
-            scores = teacher.ranking_scores(users)
-            orders = scores > UNKNOWN_SCORE
-            if bool((~orders & teacher.knows_item).any()):  # a list, with items outside it
-                scores = torch.where(orders, scores, teacher.score_all(users))
-            ranked = ranked | (orders & teacher.knows_user[users].unsqueeze(1))
-            found.append(scores)
-        mixed = self._mixed(users, found, self._unknown_items)
+        ranked = torch.zeros(1, dtype=torch.bool, device=self.device)
+
+        def found() -> Iterator[Tensor]:
+            nonlocal ranked
+            for teacher in self.teachers:
+                scores = teacher.ranking_scores(users)
+                orders = scores > UNKNOWN_SCORE
+                if bool((~orders & teacher.knows_item).any()):  # a list, with items outside it
+                    scores = torch.where(orders, scores, teacher.score_all(users))
+                ranked = ranked | (orders & teacher.knows_user[users].unsqueeze(1))
+                yield scores
+
+        mixed = self._mixed(users, found(), self._unknown_items)
         return mixed.masked_fill_(~ranked, UNKNOWN_SCORE)
 
     def check_length(self, k: int, mask_train: bool) -> None:

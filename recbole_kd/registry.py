@@ -141,14 +141,14 @@ def method_class(name: str) -> type[Any] | None:
     )
 
 
-def methods_without(need: str) -> list[str]:
-    """Every method, by its short name, that does not need a thing.
+def methods_without(*needs: str) -> list[str]:
+    """Every method, by its short name, that needs none of some things.
 
     Args:
-        need: Of a method's ``needs``.
+        *needs: Of methods' ``needs``.
     """
     classes = {name: method_class(name) for name in method_names() if name != SCRATCH}
-    return [name for name, cls in classes.items() if need not in getattr(cls, "needs", ())]
+    return [n for n, cls in classes.items() if not set(needs) & set(getattr(cls, "needs", ()))]
 
 
 def backbone_class(name: str, option: str = "--student") -> type[Any]:

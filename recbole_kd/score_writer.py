@@ -18,7 +18,7 @@ from recbole_kd.data import Tokens
 from recbole_kd.errors import KDError
 from recbole_kd.options import SCORE_FILES, is_positive
 from recbole_kd.score_file import COLUMNS, parquet
-from recbole_kd.teacher import FrozenTeacher
+from recbole_kd.teacher import UNKNOWN_SCORE, FrozenTeacher
 
 Array = np.ndarray[Any, Any]
 Rows = tuple[Array, Array, Array]
@@ -117,7 +117,7 @@ def _check(target: Path, top_k: Any, mask_train: Any, memory_budget_gb: Any) -> 
 
 def _rows(teacher: FrozenTeacher, top_k: int, mask_train: bool) -> Iterator[Rows]:
     for users, items, scores in teacher.ranked(top_k, mask_train):
-        left = scores != -torch.inf
+        left = ~(scores <= UNKNOWN_SCORE)  # what is no number stays, to be refused
         owners = users.unsqueeze(1).expand_as(items)
         owners, items, scores = (t[left].cpu() for t in (owners, items, scores))
         if not bool(scores.isfinite().all()):

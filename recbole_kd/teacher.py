@@ -201,7 +201,7 @@ class FrozenTeacher(Teacher):
 
     Of a model with user and item vectors those are kept. The scores of any other are kept too, as
     a :class:`recbole_kd.score_table.ScoreTable`, if that is within the memory budget; if not, they
-    are computed anew, by chunks of users, whenever a method asks.
+    are computed anew, by chunks of users, whenever a method asks. Rankings ask the model itself.
 
     Args:
         scorer: Scorer of the teacher's model, whose history is the *student's* train split in the
@@ -307,10 +307,7 @@ class FrozenTeacher(Teacher):
         """The model's own, whatever is kept of them; see :meth:`Teacher.ranking_scores`."""
         if self.factors() is not None:
             return self.score_all(users)
-        scores = self._ask_all(users, -torch.inf)
-        if (table := self._score_table()) is not None and len(table.missing(users)):
-            table.keep(users, scores)
-        return scores.nan_to_num_(nan=torch.nan, neginf=UNKNOWN_SCORE)
+        return self._ask_all(users, UNKNOWN_SCORE)
 
     def _ask_all(self, users: Tensor, unknown: float) -> Tensor:
         """The model's own scores of all items, in the student's ids.
@@ -340,7 +337,8 @@ class FrozenTeacher(Teacher):
     def _filled_table(self, users: Tensor) -> ScoreTable | None:
         """The table, with the scores of the users in it."""
         table = self._score_table()
-        if table is not None and len(missing := table.missing(users)):
+        # Of users it does not know nothing is kept: their scores are 0.
+        if table is not None and len(missing := table.missing(users[self.knows_user[users]])):
             rows = chunk_rows(12 * len(self._item_ids), self.memory_budget_gb, len(missing))
             for part in missing.to(self.device).split(rows):
                 table.keep(part, self._ask_all(part, -torch.inf))

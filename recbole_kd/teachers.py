@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,10 @@ class TeacherFinder:
     ):
         self.method, self.config, self.teacher_config = method, config, teacher_config
         self.split, self.saved = split, saved
-        asked = config.sources.get("score_temperature", "teacher")
+        # A recipe's section for the teacher holds for one that is opened, too.
+        sections = [x.values.get("teacher", {}) for x in (*config.layers, *config.sources.layers)]
+        said = [s["score_temperature"] for s in sections if s.get("score_temperature") is not None]
+        asked = said[-1] if said else None
         self.temperature = asked if teacher_config is None else teacher_config["score_temperature"]
         if asked is not None and not is_positive(asked):
             raise KDError(f"--teacher.score_temperature={asked}: allowed are numbers above 0")
@@ -180,7 +183,7 @@ class TeacherFinder:
         if self.combination.mixes:
             hint = "the mean of distributions has none; allowed is --teacher_combine=losses"
             for need in sorted(getattr(self.method, "needs", ())):
-                self._lacks(said, need, hint)
+                self._lacks(said, need, hint, NEEDS)
 
     def _combined(self, members: list[TeacherParts]) -> TeacherParts:
         """Several teachers as one, whose test result is the reference of the table.
@@ -218,12 +221,11 @@ class TeacherFinder:
         needs = set(getattr(self.method, "needs", ()))
         lacking = needs - offers(cls)
         if "vectors" in lacking:
-            self._lacks(
-                f"--teacher={name}", "vectors", f"with vectors are {', '.join(factorised_names())}"
-            )
+            hint = f"with vectors are {', '.join(factorised_names())}"
+            self._lacks(f"--teacher={name}", "vectors", hint, set(NEEDS) - offers(cls))
         if "trajectory" in lacking:
             hint = "it is made in one pass; allowed are models trained by epochs"
-            self._lacks(f"--teacher={name}", "trajectory", hint)
+            self._lacks(f"--teacher={name}", "trajectory", hint, set(NEEDS) - offers(cls))
         if "trajectory" not in needs or self.teacher_config is None:
             return
         if not self.saved:
@@ -233,8 +235,8 @@ class TeacherFinder:
         epochs, every = self.teacher_config["epochs"], self.teacher_config["save_every"]
         self.method.check_checkpoints(self.config, (epochs - 1) // every)
 
-    def _lacks(self, found: str, need: str, hint: str) -> None:
-        others = ", ".join(methods_without(need))
+    def _lacks(self, found: str, need: str, hint: str, lacking: Collection[str] = ()) -> None:
+        others = ", ".join(methods_without(*lacking or (need,)))
         raise KDError(
             f"{found}: --model={self.config.method} needs {NEEDS[need]}; {hint}; "
             f"methods that do without: {others}"
@@ -310,7 +312,7 @@ class TeacherFinder:
         if asked is not None:
             raise KDError(f"--teacher={asked}: {path} is a file of scores, which names no model")
         for need in getattr(self.method, "needs", ()):
-            self._lacks(f"--teacher={path}", need, "a file of scores has none")
+            self._lacks(f"--teacher={path}", need, "a file of scores has none", NEEDS)
         folder = Path(config["checkpoint_dir"]) / config["dataset"] if self.saved else None
         tokens = self.split.tokens
         lists = open_scores(path, tokens.users, tokens.items, folder)

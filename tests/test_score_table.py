@@ -111,10 +111,31 @@ def test_every_user_is_asked_about_once(name: str, monkeypatch: pytest.MonkeyPat
     asked = counted(teacher, monkeypatch)
     known = teacher.knows_user.nonzero().squeeze(1)
     for _ in range(2):
-        teacher.top_k(4, mask_train=True)  # what a method asks first fills the table
         teacher.score(known, torch.ones(len(known), 3, dtype=torch.int64))
         teacher.score_all(known)
     assert sorted(asked) == known.tolist()
+    for _ in range(2):
+        teacher.top_k(4, mask_train=True)
+    assert sorted(asked[len(known) :]) == known.tolist(), "lists are made of exact scores, once"
+
+
+def test_lists_alone_make_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "memmap", lambda *a, **k: pytest.fail("a table is made"))
+    teacher_of("MultiVAE", 0.1).top_k(4)
+
+
+def test_users_it_does_not_know_need_no_scores() -> None:
+    history = tiny.split_for("MultiVAE").history
+    users, items = torch.arange(history.n_users), torch.arange(history.n_items)
+    users[3] = -1
+    scorer = scorer_for(tiny.model("MultiVAE"), history)
+    scores = torch.rand(history.n_users, history.n_items)
+    scores[0] = torch.nan
+    scorer.score_all = lambda state: scores[state].clone()  # type: ignore[method-assign]
+    teacher = FrozenTeacher(scorer, users, items, history)
+    found = teacher.score_all(torch.tensor([2, 3, 4]))
+    torch.testing.assert_close(found[[0, 2], 1:], scores[[2, 4], 1:], rtol=0, atol=1e-3)
+    assert not found[1].any()
 
 
 def test_users_are_asked_about_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,7 @@ def test_a_mixture_has_neither_vectors_nor_earlier_epochs(
     message = refusal(method, tmp_path, "a.pt", "b.pt")
     assert message.startswith(f"--teacher=[a.pt, b.pt]: --model={method} needs {NEEDS[need]}; ")
     assert "allowed is --teacher_combine=losses" in message
-    assert message.endswith(", ".join(methods_without(need)))
+    assert message.endswith(", ".join(methods_without(*NEEDS)))
 
 
 def test_each_teacher_must_have_what_the_method_needs(

@@ -51,7 +51,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_it_is_said_for_one_role() -> None:
     for student, teacher in (("BPR", "SimpleX"), ("SimpleX", "NeuMF"), ("SimpleX", "SimpleX")):
-        hint = r"holds for one role: set student.score_temperature or teacher.score_temperature"
+        named = [r for r, m in (("student", student), ("teacher", teacher)) if m == "SimpleX"]
+        hint = "holds for one role: set " + " or ".join(f"{r}.score_temperature" for r in named)
         with pytest.raises(KDError, match=hint):
             check_keys(sources(teacher, student, score_temperature=0.2))
     check_keys(sources("SimpleX", **{KEY: 0.2}))
@@ -78,7 +79,7 @@ def test_an_opened_teacher_has_its_models_own_unless_asked(files: dict[str, str]
 
 
 @pytest.mark.parametrize("name", ["BPR", "NeuMF"])
-def test_teachers_without_one_refuse_it(name: str, files: dict[str, str], tmp_path: Path) -> None:
+def test_teachers_without_one_refuse_it(name: str, files: dict[str, str]) -> None:
     hint = r"--teacher.score_temperature=0.3: no teacher scores by cosine; .*HSTU, SimpleX"
     with pytest.raises(KDError, match=hint):
         finder(files[name], **{KEY: 0.3}).find()
@@ -155,7 +156,36 @@ def test_it_decides_the_student(tmp_path: Path, caplog: pytest.LogCaptureFixture
         result = run_recbole_kd(
             "CE", tiny.dataset(), config_dict=given, student="BPR", teacher="SimpleX"
         )
-        losses.append(result["test_result"])
         folder = Path(result["checkpoints"]["student"]).parent
         losses.append((folder / "metrics.jsonl").read_text().split('"kd_loss": ')[1][:8])
-    assert losses[1] != losses[3]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "teacher", "section"),
+    [("Scratch", None, "student"), ("CE", "BPR", "scratch_student")],
+)
+def test_nobody_asks_a_model_alone_for_scores(
+    method: str, teacher: str | None, section: str
+) -> None:
+    key = f"{section}.score_temperature"
+    options = {**tiny.options("SimpleX"), key: 0.2}
+    given = Sources.collect(method, tiny.dataset(), "SimpleX", teacher, options=options)
+    with pytest.raises(KDError, match=f"'{key}' is read by no part"):
+        check_keys(given)
+
+
+def test_a_recipe_holds_for_an_opened_teacher_too() -> None:
+    """The recipe's other values are found for scores at its temperature."""
+    found = []
+    for checkpoint in (None, "x.pt"):
+        opened = {} if checkpoint is None else {"teacher.checkpoint": checkpoint}
+        given = Sources.collect(
+            "RCEKD", "citeulike", "BPR", "HSTU", options={"protocol": "rcekd", **opened}
+        )
+        config = KDConfig(given)
+        own = KDConfig(given, "teacher") if checkpoint is None else None
+        method: Any = method_class("RCEKD")
+        split: Any = None
+        found.append(TeacherFinder(method, config, own, split, saved=True).temperature)
+    assert found == [1.0, 1.0]
