@@ -230,7 +230,7 @@ class KDConfig(Config):
         tempered = ["score_temperature"] if self["score_temperature"] is not None else []
         for key in ("learning_rate", "memory_budget_gb", *tempered):
             self.number(key, low=0, above=True)
-        for key in ("allow_leak", "exact_time", "repeatable", "scratch"):
+        for key in ("allow_leak", "exact_time", "per_user", "repeatable", "scratch"):
             self.choice(key, (True, False))
         self.choice("learner", LEARNERS)
         self.choice("missing_score", ("floor", "mask"))

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recbole_kd import checkpoint, deploy, report, training
+from recbole_kd import checkpoint, deploy, per_user, report, training
 from recbole_kd.config import KDConfig
 from recbole_kd.data import load_split
 from recbole_kd.errors import KDError
@@ -107,6 +107,7 @@ class Run:
             recbole_class(sources.student, "--save_format=recbole")
         self.config.choice("empty_users", ("refuse", "keep"))
         training.check_resume(self.config["resume"], saved)
+        per_user.check(self.config, saved)
         self.split = load_split(self.config)
         for config in (self.config, self.teacher_config, self.scratch_config):
             if config is not None:

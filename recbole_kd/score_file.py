@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from recbole_kd import checkpoint
+from recbole_kd import checkpoint, optional
 from recbole_kd.errors import KDError
 from recbole_kd.teacher import UNKNOWN_SCORE
 
@@ -418,14 +418,7 @@ def parquet(path: str | Path) -> Any:
     Raises:
         KDError: It is not installed.
     """
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise KDError(
-            f"score file {path}: parquet files need pyarrow ({_reason(error)}); "
-            "pip install pyarrow, or take .csv or .npz"
-        ) from error
-    return pyarrow
+    return optional.parquet(f"score file {path}", ", or take .csv or .npz")
 
 
 def _read_parquet(path: Path) -> Iterator[Chunk]:

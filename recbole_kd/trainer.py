@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from recbole_kd import checkpoint, compat, optim
 from recbole_kd.errors import KDError
-from recbole_kd.evaluation import TopKCollector
+from recbole_kd.evaluation import RankingEvaluator, TopKCollector
 
 KEPT_EPOCHS = 20
 """Models of earlier epochs for which there must be room; early stopping leaves few."""
@@ -54,6 +54,7 @@ class RunTrainer(Trainer):
         with compat.no_default_folders():
             super().__init__(config, model)
         self.eval_collector = TopKCollector(config)
+        self.evaluator = RankingEvaluator(config)
         self.save_every = config.whole_number("save_every")
         if folder is not None:
             size = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -20,7 +20,7 @@ from recbole.data.transform import construct_transform
 from recbole.utils import init_seed
 from torch import nn
 
-from recbole_kd import checkpoint, deploy
+from recbole_kd import checkpoint, deploy, per_user
 from recbole_kd.config import KDConfig, plain
 from recbole_kd.data import Split
 from recbole_kd.errors import KDError
@@ -111,6 +111,8 @@ def selection(config: KDConfig) -> dict[str, Any]:
     }
     if not full_ranking(config):
         chosen.update(measured(config))  # sampled candidates are others each time
+        if config["per_user"]:
+            chosen["per_user"] = True
     if metric.startswith("tailpercentage"):
         chosen["tail_ratio"] = plain(config["tail_ratio"])
     if config.sequential:
@@ -195,6 +197,7 @@ def train(
     )
     seconds = time.perf_counter() - started
     test = trainer.evaluate(loaders[2], show_progress=config["show_progress"])
+    _write_rankings(trainer, config, split, folder)
     if source is not None and full_ranking(config):
         result = trainer.evaluate(loaders[1])  # the run that stopped may have measured other things
     trained = Trained(
@@ -253,7 +256,8 @@ def _prepare_folder(config: KDConfig, folder: Path | None, resume: Any) -> Path 
     if foreign and (folder / "last.pt").is_file():
         source, foreign = folder / "last.pt", False  # its name says that it went on from there
     if source is None or foreign:
-        for name in ("best.pt", "last.pt", "metrics.jsonl", "result.json", "summary.json"):
+        results = ("metrics.jsonl", "result.json", "summary.json", per_user.FILE)
+        for name in ("best.pt", "last.pt", *results):
             (folder / name).unlink(missing_ok=True)
         for name in ("tensorboard", "epochs"):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -319,6 +323,15 @@ def locked(folder: Path | None, wait: bool) -> Iterator[None]:
         lock.release()
 
 
+def _write_rankings(
+    trainer: RunTrainer, config: KDConfig, split: Split, folder: Path | None
+) -> None:
+    """Write the rankings of the test that was made last, if the run asks for them."""
+    if config["per_user"] and folder is not None:
+        rankings = trainer.evaluator.rankings()
+        per_user.write(folder, rankings, split.tokens.users, measured(config))
+
+
 def _write_result(trained: Trained, config: KDConfig) -> None:
     if trained.folder is None:
         return
@@ -332,7 +345,15 @@ def _write_result(trained: Trained, config: KDConfig) -> None:
         "epochs": trained.epochs,
         "seconds": round(trained.seconds, 2),
     }
+    if not config["per_user"] and _read_result(trained.folder).get("measured") != measured(config):
+        (trained.folder / per_user.FILE).unlink(missing_ok=True)  # it is of other metrics
     checkpoint.write_text(trained.folder / "result.json", json.dumps(result, indent=1) + "\n")
+
+
+def _read_result(folder: Path) -> dict[str, Any]:
+    """What a run has written of its results; nothing where it has not ended."""
+    file = folder / "result.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def folder_of(config: KDConfig, split: Split, name: str, *more: str, resume: Any = None) -> Path:
@@ -395,23 +416,32 @@ def _finished(folder: Path) -> bool:
 def _find(config: KDConfig, split: Split, folder: Path) -> Trained:
     """The finished model in a folder, measured as this run asks."""
     getLogger().info("Found %s (%s) trained in %s", config["model"], config.role, folder)
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result = _read_result(folder)
     loaded = deploy.load_model(folder, config["device"], dataset=train_part(config, split))
     same = result.pop("measured", None) == measured(config)
+    if config["per_user"]:
+        same = same and per_user.fits(folder, measured(config))
     result["name"] = result.pop("model")
     scorer = scorer_for(loaded.model, split.history, config["score_temperature"])
     trained = Trained(model=loaded.model, scorer=scorer, folder=folder, **result)
     if not same:
-        found = measure(config, split, loaded.model)
+        writable = os.access(folder, os.W_OK)
+        found = measure(config, split, loaded.model, folder=folder if writable else None)
         trained.best_valid_result, trained.test_result = found["valid"], found["test"]
-        if os.access(folder, os.W_OK):
+        if writable:
             _write_resolved(config, folder)
             _write_result(trained, config)
+        elif config["per_user"]:
+            getLogger().warning("%s cannot be written: it gets no %s", folder, per_user.FILE)
     return trained
 
 
 def measure(
-    config: KDConfig, split: Split, model: nn.Module, parts: Sequence[str] = ("valid", "test")
+    config: KDConfig,
+    split: Split,
+    model: nn.Module,
+    parts: Sequence[str] = ("valid", "test"),
+    folder: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Metrics of a model that is not trained now, by part.
 
@@ -420,9 +450,15 @@ def measure(
         split: The split.
         model: A model in the split's ids.
         parts: ``valid``, ``test`` or both.
+        folder: Where the test's rankings are written, if the configuration asks for them.
     """
     loaders = dict(zip(("train", "valid", "test"), make_loaders(config, split), strict=True))
     trainer = RunTrainer(config, model)
     trainer.eval_collector.data_collect(loaders["train"])
-    found = {part: trainer.evaluate(loaders[part], load_best_model=False) for part in parts}
-    return {part: {k: float(v) for k, v in result.items()} for part, result in found.items()}
+    found = {}
+    for part in parts:
+        result = trainer.evaluate(loaders[part], load_best_model=False)
+        found[part] = {k: float(v) for k, v in result.items()}
+        if part == "test":
+            _write_rankings(trainer, config, split, folder)
+    return found

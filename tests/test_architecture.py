@@ -114,6 +114,11 @@ def test_sparse_matrices_need_scipy_and_hardly_anything_of_ours() -> None:
     assert ours("graph.py") == {"history"}
 
 
+def test_statistics_are_of_arrays_alone() -> None:
+    assert packages("statistics.py") <= {"numpy", "scipy", "recbole_kd"}
+    assert ours("statistics.py") == {"errors"}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_know_neither_recbole_nor_each_other(name: str) -> None:
     assert packages(name) <= {"torch", "recbole_kd"}
