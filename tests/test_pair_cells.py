@@ -252,7 +252,8 @@ def is_refused(method: str, guide: str, name: str, rows: str | None, needs: list
     message = str(refusal.value)
     assert "\n" not in message
     assert message.startswith(f"--teacher={guide}: --model={method} needs {NEEDS[needs[0]]}; ")
-    assert message.endswith(", ".join(methods_without(needs[0])))
+    lacking = set(NEEDS) - offers(theirs.model_class)
+    assert message.endswith(f"do without: {', '.join(methods_without(*lacking))}")
 
 
 @pytest.mark.parametrize("method", CLASSES)
