@@ -73,7 +73,7 @@ SECTION_KEYS = {
 ROLE_KEYS = {"score_temperature"}
 """Keys that hold for one role and are said in its section."""
 
-CHECKPOINT_KEYS = {"checkpoint", "score_temperature"}
+CHECKPOINT_KEYS = {"checkpoint", *ROLE_KEYS}
 """Keys of the section of a teacher that is opened and not trained."""
 
 SEVERAL_KEYS = {"teacher_weights", "teacher_combine", "teacher_tau"}

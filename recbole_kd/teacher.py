@@ -327,18 +327,16 @@ class FrozenTeacher(Teacher):
         factorised = isinstance(self.scorer, FactorScorer)
         return not factorised and size <= self.memory_budget_gb * 2**30
 
-    def _score_table(self) -> ScoreTable | None:
-        """Where scores are kept; ``None`` if they would exceed the budget."""
-        if self._table is None and self.in_half_precision:
-            sizes = len(self._user_ids), len(self._item_ids)
-            self._table = ScoreTable(*sizes, self.device, self._table_folder)
-        return self._table
-
     def _filled_table(self, users: Tensor) -> ScoreTable | None:
-        """The table, with the scores of the users in it."""
-        table = self._score_table()
+        """Where scores are kept, those of the users in it; ``None``: it would exceed the budget."""
+        if not self.in_half_precision:
+            return None
+        table = self._table
+        if table is None:
+            sizes = len(self._user_ids), len(self._item_ids)
+            table = self._table = ScoreTable(*sizes, self.device, self._table_folder)
         # Of users it does not know nothing is kept: their scores are 0.
-        if table is not None and len(missing := table.missing(users[self.knows_user[users]])):
+        if len(missing := table.missing(users[self.knows_user[users]])):
             rows = chunk_rows(12 * len(self._item_ids), self.memory_budget_gb, len(missing))
             for part in missing.to(self.device).split(rows):
                 table.keep(part, self._ask_all(part, -torch.inf))

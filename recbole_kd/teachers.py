@@ -154,10 +154,7 @@ class TeacherFinder:
             scorer: Its scorer.
             ids: Its ids of the student's users and items.
         """
-        folder = None
-        if self.saved:
-            folder = Path(self.config["checkpoint_dir"])
-            folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(self.config["checkpoint_dir"]) if self.saved else None
         budget = self.config["memory_budget_gb"]
         return FrozenTeacher(scorer, *ids, self.split.history, budget, folder)
 
