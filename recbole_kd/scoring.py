@@ -40,6 +40,9 @@ class Scorer(ABC):
 
     factorised = False
 
+    by_cosine = False
+    """Whether the model scores by cosine, so that another temperature may be asked for."""
+
     def __init__(self, model: Any, history: UserHistory):
         self.model = model
         self.history = history
@@ -100,9 +103,6 @@ class FactorScorer(Scorer):
     factorised = True
     own_temperature = 1.0
     """Temperature of a model that brings none."""
-
-    by_cosine = False
-    """Whether the model scores by cosine, so that another temperature may be asked for."""
 
     made_once: str | None = None
     """A method of the model that, called without arguments, gives the same all through a step."""

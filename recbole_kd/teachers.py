@@ -159,7 +159,7 @@ class TeacherFinder:
         return FrozenTeacher(scorer, *ids, self.split.history, budget, folder)
 
     def _check_temperature(self, opened: Sequence[TeacherParts]) -> None:
-        cosine = [getattr(parts.scorer, "by_cosine", False) for parts in opened]
+        cosine = [parts.scorer is not None and parts.scorer.by_cosine for parts in opened]
         if self.temperature is not None and not any(cosine):
             raise KDError(
                 f"--teacher.score_temperature={self.temperature}: no teacher scores by cosine; "
@@ -299,7 +299,7 @@ class TeacherFinder:
 
     def _digest(self, digest: str, teacher: FrozenTeacher) -> str:
         """What decides what a teacher teaches and is no part of its training, put to its digest."""
-        if getattr(teacher.scorer, "by_cosine", False):
+        if teacher.scorer.by_cosine:
             digest = f"{digest} at {teacher.scorer.temperature:g}"  # type: ignore[attr-defined]
         return f"{digest} in half precision" if teacher.in_half_precision else digest
 
