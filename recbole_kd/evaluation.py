@@ -19,7 +19,12 @@ from torch import Tensor
 USERS, HELD_OUT = "rec.users", "rec.held_out"
 """Names of what is collected with ``per_user``: user id and number of targets of each ranking."""
 
-PER_BATCH = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label", USERS, HELD_OUT)
+TARGETS, HITS, PLACES = "rec.targets", "rec.hits", "rec.places"
+"""The same, over all rankings: each target's item; each hit's item, and its 0-based place."""
+
+PER_RANKING = (USERS, HELD_OUT, TARGETS, HITS, PLACES)
+
+PER_BATCH = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label", *PER_RANKING)
 """What an evaluation collects batch by batch; the rest is collected once from the train data."""
 
 MEANS = (TopkMetric, AveragePopularity, TailPercentage)
@@ -45,23 +50,42 @@ class TopKCollector(Collector):
             positive_u: Row of each positive, ``[P]``.
             positive_i: Item of each positive, ``[P]``.
         """
+        needs = {k for k in ("rec.meanrank", "rec.score", "data.label") if self.register.need(k)}
+        others = bool(needs) or not self.register.need("rec.topk")
+        if others:
+            super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        if others and not self.config["per_user"]:
+            return
+        top, hits, counts = self._ranked(scores_tensor, positive_u, positive_i)
         if self.config["per_user"]:
             self._collect_users(scores_tensor, interaction, positive_u, positive_i)
-        needs = {k for k in ("rec.meanrank", "rec.score", "data.label") if self.register.need(k)}
-        if needs or not self.register.need("rec.topk"):
-            super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+            self._collect_items(top, hits, positive_u, positive_i)
+        if others:
             return
-        rows, n_items = scores_tensor.shape
-        top = scores_tensor.topk(max(self.topk), dim=-1).indices
         if self.register.need("rec.items"):
             self.data_struct.update_tensor("rec.items", top)
-        device = scores_tensor.device
-        users, items = positive_u.to(device), positive_i.to(device)
-        pairs = (users * n_items + items).unique()
-        ranked = torch.arange(rows, device=device).unsqueeze(1) * n_items + top
-        hits = torch.isin(ranked, pairs).int()
-        counts = torch.bincount(pairs // n_items, minlength=rows).int().unsqueeze(1)
         self.data_struct.update_tensor("rec.topk", torch.cat([hits, counts], dim=1))
+
+    def _ranked(
+        self, scores: Tensor, positive_u: Tensor, positive_i: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The best items ``[B, k]``, whether each is a target, and the number of targets."""
+        rows, n_items = scores.shape
+        device = scores.device
+        top = scores.topk(max(self.topk), dim=-1).indices
+        pairs = (positive_u.to(device) * n_items + positive_i.to(device)).unique()
+        ranked = torch.arange(rows, device=device).unsqueeze(1) * n_items + top
+        counts = torch.bincount(pairs // n_items, minlength=rows).int().unsqueeze(1)
+        return top, torch.isin(ranked, pairs).int(), counts
+
+    def _collect_items(
+        self, top: Tensor, hits: Tensor, positive_u: Tensor, positive_i: Tensor
+    ) -> None:
+        pairs = torch.stack([positive_u, positive_i], dim=1).unique(dim=0)
+        rows, places = hits.nonzero(as_tuple=True)
+        self.data_struct.update_tensor(TARGETS, pairs[:, 1].cpu())
+        self.data_struct.update_tensor(HITS, top[rows, places].cpu())
+        self.data_struct.update_tensor(PLACES, places.cpu())
 
     def _collect_users(
         self, scores: Tensor, interaction: Any, positive_u: Tensor, positive_i: Tensor
@@ -98,11 +122,17 @@ class Rankings:
         users: User id, ``[n]``, int64.
         held_out: Number of targets, ``[n]``, int64.
         metrics: Values of each metric that is a mean over rankings, ``[n]``, float64.
+        targets: Item id of each target of all rankings, ``[t]``, int64.
+        hits: Item id of each target that is among the best, ``[h]``, int64.
+        places: 0-based place of it, ``[h]``, int64.
     """
 
     users: Tensor
     held_out: Tensor
     metrics: dict[str, np.ndarray[Any, Any]]
+    targets: Tensor
+    hits: Tensor
+    places: Tensor
 
 
 class RankingEvaluator(Evaluator):
@@ -124,7 +154,8 @@ class RankingEvaluator(Evaluator):
         for metric in self.metric_class.values():
             if isinstance(metric, MEANS):
                 metrics.update(_values(metric, self.collected))
-        return Rankings(self.collected[USERS], self.collected[HELD_OUT], metrics)
+        users, held_out, *items = (self.collected[name] for name in PER_RANKING)
+        return Rankings(users, held_out, metrics, *items)
 
 
 def _values(metric: Any, collected: DataStruct) -> dict[str, np.ndarray[Any, Any]]:

@@ -256,8 +256,8 @@ def _prepare_folder(config: KDConfig, folder: Path | None, resume: Any) -> Path 
     if foreign and (folder / "last.pt").is_file():
         source, foreign = folder / "last.pt", False  # its name says that it went on from there
     if source is None or foreign:
-        results = ("metrics.jsonl", "result.json", "summary.json", per_user.FILE)
-        for name in ("best.pt", "last.pt", *results):
+        results = ("metrics.jsonl", "result.json", "summary.json")
+        for name in ("best.pt", "last.pt", *results, *per_user.FILES):
             (folder / name).unlink(missing_ok=True)
         for name in ("tensorboard", "epochs"):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -329,7 +329,7 @@ def _write_rankings(
     """Write the rankings of the test that was made last, if the run asks for them."""
     if config["per_user"] and folder is not None:
         rankings = trainer.evaluator.rankings()
-        per_user.write(folder, rankings, split.tokens.users, measured(config))
+        per_user.write(folder, rankings, split.tokens, split.history, measured(config))
 
 
 def _write_result(trained: Trained, config: KDConfig) -> None:
@@ -346,7 +346,7 @@ def _write_result(trained: Trained, config: KDConfig) -> None:
         "seconds": round(trained.seconds, 2),
     }
     if not config["per_user"] and _read_result(trained.folder).get("measured") != measured(config):
-        (trained.folder / per_user.FILE).unlink(missing_ok=True)  # it is of other metrics
+        per_user.remove(trained.folder)  # they are of other metrics
     checkpoint.write_text(trained.folder / "result.json", json.dumps(result, indent=1) + "\n")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from recbole_kd import checkpoint, load_model, run_recbole_kd, training
 from recbole_kd.data import Split, load_split
 from recbole_kd.errors import KDError
 from recbole_kd.loaders import make_loaders
-from recbole_kd.per_user import FILE, fits
+from recbole_kd.per_user import FILE, FILES, ITEMS_FILE, fits
 
 pandas = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow.parquet")
@@ -39,9 +40,9 @@ def rows_of(folder: Path) -> Any:
 
 def check_means(folder: Path, result: dict[str, float]) -> None:
     table = rows_of(folder)
-    assert list(table)[:2] == ["user", "held_out"]
-    assert list(table)[2:] == [name for name in result if name in table]
-    for name in list(table)[2:]:
+    assert list(table)[:3] == ["user", "held_out", "train_items"]
+    assert list(table)[3:] == [name for name in result if name in table]
+    for name in list(table)[3:]:
         assert table[name].dtype == np.float64
         assert abs(table[name].mean() - result[name]) <= LIMIT, name
 
@@ -89,7 +90,7 @@ def test_means_are_recboles(tmp_path: Path, name: str, options: dict[str, Any], 
     given = {"metrics": MEANS, "topk": [3, 10], "metric_decimal_place": 12, **options}
     folder, result = run(name, tmp_path, eval_user_batch_size=batch, **given)
     table, test = rows_of(folder), result["test_result"]
-    assert set(list(table)[2:]) == {f"{m.lower()}@{k}" for m in MEANS for k in given["topk"]}
+    assert set(list(table)[3:]) == {f"{m.lower()}@{k}" for m in MEANS for k in given["topk"]}
     check_means(folder, test)
     assert table["recall@10"].std() > 0
     counts = held_out(load_split(tiny.config(name, **given)))
@@ -102,11 +103,32 @@ def test_means_are_recboles(tmp_path: Path, name: str, options: dict[str, Any], 
         assert (len(table), found) == (len(counts), counts)
 
 
+@pytest.mark.parametrize(("name", "options"), [("BPR", {}), ("SASRec", {"eval_targets": "next"})])
+def test_hits_by_item_are_those_by_user(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    given = {"metrics": ["Recall", "NDCG"], "topk": [3, 10], **options}
+    folder, _ = run(name, tmp_path, eval_user_batch_size=7, **given)
+    split, users = load_split(tiny.config(name, **given)), rows_of(folder)
+    items = pandas.read_parquet(folder / ITEMS_FILE)
+    assert list(items) == ["item", "train_users", "held_out", "hits@3", "hits@10"]
+    known, seen = split.history.pairs()  # with a sequence's first item, which is no row
+    trained = [split.tokens.items[item] for item in seen]
+    tested = [item for _, item in tiny.part_pairs(split, 2)]
+    rows = zip(items["item"], items["train_users"], items["held_out"], strict=True)
+    assert set(items["item"]) == set(tested)
+    assert all((trained.count(i), tested.count(i)) == (seen, held) for i, seen, held in rows)
+    for k in given["topk"]:
+        hits = (users[f"recall@{k}"] * users["held_out"]).sum()
+        assert 0 < items[f"hits@{k}"].sum() == round(hits)
+    assert (items["hits@3"] <= items["hits@10"]).all()
+    counts = Counter(split.tokens.users[user] for user in known)
+    assert dict(zip(users["user"], users["train_items"], strict=True)).items() <= counts.items()
+
+
 @pytest.mark.parametrize("others", [["GAUC"], NO_MEANS[:3]])
 def test_metrics_that_are_no_means_are_left_out(tmp_path: Path, others: list[str]) -> None:
     metrics = [*others[:1], "NDCG", *others[1:]]
     folder, result = run("BPR", tmp_path, metrics=metrics)
-    assert list(rows_of(folder)) == ["user", "held_out", "ndcg@10", "ndcg@20"]
+    assert list(rows_of(folder)) == ["user", "held_out", "train_items", "ndcg@10", "ndcg@20"]
     check_means(folder, result["test_result"])
 
 
@@ -188,7 +210,7 @@ def test_teacher_scratch_and_student_have_one_each(tmp_path: Path) -> None:
 def test_nothing_is_written_unless_asked_and_nothing_else_changes(tmp_path: Path) -> None:
     without, result = run("BPR", tmp_path / "without", per_user=False)
     asked, same = run("BPR", tmp_path / "asked")
-    assert {p.name for p in asked.iterdir()} - {p.name for p in without.iterdir()} == {FILE}
+    assert {p.name for p in asked.iterdir()} - {p.name for p in without.iterdir()} == set(FILES)
     assert asked.name == without.name
     for key in ("best_valid_result", "test_result"):
         assert result[key] == same[key]
@@ -262,9 +284,9 @@ def test_a_found_model_is_measured_anew_for_it(tmp_path: Path, trained: list[int
 
 def test_it_is_never_of_other_metrics_than_the_results(tmp_path: Path) -> None:
     folder, _ = teacher_of(tmp_path, per_user=True)
-    assert list(rows_of(folder))[2:] == ["recall@10", "recall@20", "ndcg@10", "ndcg@20"]
+    assert list(rows_of(folder))[3:] == ["recall@10", "recall@20", "ndcg@10", "ndcg@20"]
     _, other = teacher_of(tmp_path, per_user=True, topk=[10])
-    assert list(rows_of(folder))[2:] == ["recall@10", "ndcg@10"]
+    assert list(rows_of(folder))[3:] == ["recall@10", "ndcg@10"]
     check_means(folder, other)
     before = rows_of(folder)
     _, other = teacher_of(tmp_path, per_user=True, topk=[10], eval_history="train")
