@@ -6,9 +6,9 @@ the user named; nothing is aggregated. Columns: ``user`` (token), ``held_out`` (
 items of the ranking), ``train_items`` (number of the user's train interactions) and the metrics
 that are means over rankings, as RecBole defines them (``recall@10``).
 
-``per_item.parquet`` has a row an item that is held out: ``item`` (token), ``train_users`` (number of
-its train interactions, its popularity), ``held_out`` (how often it is a target) and, by cut-off, how
-often it is among the best of a ranking it is a target of (``hits@10``).
+``per_item.parquet`` has a row an item that is held out: ``item`` (token), ``train_users`` (number
+of its train interactions, its popularity), ``held_out`` (how often it is a target) and, by cut-off,
+how often it is among the best of a ranking it is a target of (``hits@10``).
 """
 
 from __future__ import annotations

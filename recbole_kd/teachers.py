@@ -139,7 +139,10 @@ class TeacherFinder:
         if trained.checkpoint is not None:
             best = Path(trained.checkpoint)
             frozen.trajectory = self._trajectory(best, ids, self.split.history)
-        digest = self._digest(training.fingerprint(self.teacher_config, self.split), frozen)
+        # What is kept of its way teaches only those who ask for it.
+        way = "trajectory" in getattr(self.method, "needs", ())
+        taught = training.fingerprint(self.teacher_config, self.split, way=way)
+        digest = self._digest(taught, frozen)
         parts = TeacherParts(
             frozen, trained.scorer, trained.name, trained.test_result, trained.checkpoint, digest
         )

@@ -70,25 +70,36 @@ class Trained:
         return None if self.folder is None else str(self.folder / "best.pt")
 
 
-def fingerprint(config: KDConfig, split: Split, *more: str) -> str:
+def fingerprint(config: KDConfig, split: Split, *more: str, way: bool = True) -> str:
     """Digest of what decides the outcome of a training run: model, hyper-parameters, seed, split.
 
     Args:
         config: The model's configuration.
         split: Its split.
         *more: Further parts, such as a teacher's digest.
+        way: Whether the checkpoints kept on the way to the outcome count.
+    """
+    options = outcome_options(config)
+    if config["save_every"] and way:
+        options["save_every"] = config["save_every"]  # a model found trained must have its way
+    names = [config.import_path, config.method]
+    prints = split.prints(config.reads_time)
+    content = json.dumps([names, options, prints, more], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def outcome_options(config: KDConfig) -> dict[str, Any]:
+    """The options that decide the outcome of a training run on a given split, as plain data.
+
+    Args:
+        config: The model's configuration.
     """
     keys = config.learning_keys() | SELECTION_KEYS
     options = {k: v for k, v in config.resolved().items() if k in keys}
     options.update(selection(config))
     if config.method != SCRATCH and config["score_temperature"] is not None:
         options["score_temperature"] = config["score_temperature"]
-    if config["save_every"]:
-        options["save_every"] = config["save_every"]  # a model found trained must have its way
-    names = [config.import_path, config.method]
-    prints = split.prints(config.reads_time)
-    content = json.dumps([names, options, prints, more], sort_keys=True)
-    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+    return options
 
 
 def full_ranking(config: KDConfig) -> bool:
