@@ -1,10 +1,12 @@
-"""The command line: ``recbole-kd train | convert | export | teacher-scores | pairs | doctor``."""
+"""The command line: ``recbole-kd train | benchmark | convert | export | ...``; see ``USAGE``."""
 
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from recbole_kd.errors import KDError, did_you_mean
@@ -23,6 +25,9 @@ recbole-kd: knowledge distillation for RecBole models
       --config_files="a.yaml b.yaml"
                           files of options; command line > dictionary > files > shipped defaults
       --resume=auto       go on with a run that was stopped
+  recbole-kd benchmark <bench.yaml>
+      every method, seed, pair and data set of a file; a benchmark that was stopped goes on
+      --out=FOLDER --jobs=2 --threads=1; --dry_run lists the runs, --dry_run=measure also times them
   recbole-kd convert <format> <raw> <out> [--option=value ...]
       formats: citeulike, rcekd, lightgcn, sequences
   recbole-kd export <run folder or best.pt> <student.pth>
@@ -75,6 +80,61 @@ def train(arguments: Sequence[str]) -> int:
     return 0
 
 
+def benchmark(arguments: Sequence[str]) -> int:
+    """``recbole-kd benchmark``: all runs of a file."""
+    from recbole_kd.benchmark import estimate, plan, runner, spec
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    (file,), options = _split(
+        arguments, "benchmark", ("bench.yaml",), ("out", "jobs", "threads", "dry_run")
+    )
+    chosen = {key: options.get(key) for key in ("jobs", "threads")}
+    asked = spec.read(file, **chosen)
+    out = Path(options.get("out") or Path("benchmark_runs", Path(file).stem))
+    dry = options.get("dry_run", False)
+    if dry not in (True, False, "measure"):
+        raise KDError(f"--dry_run={dry}: allowed are True, False and measure")
+    if dry:
+        _say(estimate.dry_run(plan.jobs_of(asked, out), asked, out, measure=dry == "measure"))
+        return 0
+    try:
+        return runner.run_benchmark(asked, out, "recbole-kd benchmark " + shlex.join(arguments))
+    except KeyboardInterrupt:
+        sys.stderr.write(f"recbole-kd: stopped; the same command goes on in {out}\n")
+        return 130
+
+
+def _split(
+    arguments: Sequence[str], command: str, names: Sequence[str], known: Sequence[str]
+) -> tuple[list[str], dict[str, Any]]:
+    """The words of a command and its options.
+
+    Args:
+        arguments: What was said.
+        command: Name of the command, for messages.
+        names: Names of the words it takes.
+        known: Options it takes.
+
+    Raises:
+        KDError: There are other words or options.
+    """
+    from recbole_kd.options import parse_arguments
+
+    words = [a for a in arguments if not a.startswith("--")]
+    if len(words) != len(names):
+        shown = " ".join(f"<{name}>" for name in names)
+        raise KDError(f"{command}: found {len(words)} of the arguments {shown}")
+    options = parse_arguments([a for a in arguments if a.startswith("--")])
+    for key in options:
+        if key not in known:
+            shown = ", ".join(f"--{name}" for name in known)
+            raise KDError(
+                f"{command}: there is no option --{key}.{did_you_mean(key, known)} "
+                f"Allowed are {shown}"
+            )
+    return words, options
+
+
 def convert(arguments: Sequence[str]) -> int:
     """``recbole-kd convert``: raw files to RecBole's atomic files."""
     from recbole_kd.convert import FORMATS
@@ -104,23 +164,14 @@ def export(arguments: Sequence[str]) -> int:
 
 def teacher_scores(arguments: Sequence[str]) -> int:
     """``recbole-kd teacher-scores``: a model's best items as a score file."""
-    from recbole_kd.options import parse_arguments
     from recbole_kd.score_writer import write_scores
 
-    plain = [a for a in arguments if not a.startswith("--")]
-    if len(plain) != 2:
-        raise KDError(
-            f"teacher-scores: found {len(plain)} of the arguments <checkpoint> <scores.parquet>"
-        )
-    options = parse_arguments([a for a in arguments if a.startswith("--")])
-    known = ("top_k", "mask_train", "memory_budget_gb")
-    for key in options:
-        if key not in known:
-            shown = ", ".join(f"--{name}" for name in known)
-            raise KDError(
-                f"teacher-scores: there is no option --{key}.{did_you_mean(key, known)} "
-                f"Allowed are {shown}"
-            )
+    plain, options = _split(
+        arguments,
+        "teacher-scores",
+        ("checkpoint", "scores.parquet"),
+        ("top_k", "mask_train", "memory_budget_gb"),
+    )
     _say(write_scores(plain[0], plain[1], **options).summary())
     return 0
 
@@ -146,6 +197,7 @@ def doctor(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "benchmark": benchmark,
     "convert": convert,
     "export": export,
     "teacher-scores": teacher_scores,

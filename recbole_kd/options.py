@@ -247,7 +247,7 @@ class Sources:
         parsed = {k: parse_option(k, v) for k, v in copy.deepcopy(dict(options or {})).items()}
         layers.append(Layer("dictionary", nest(parsed)))
         spoken = nest(copy.deepcopy(dict(command_line or {})))
-        layers.append(Layer("command line", _merge(spoken, top)))
+        layers.append(Layer("command line", merge(spoken, top)))
         names = _take_names(layers)
         for key in ("dataset", "student"):
             if key not in names:
@@ -295,8 +295,13 @@ def _take_names(layers: Iterable[Layer]) -> dict[str, Any]:
     return names
 
 
-def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    """``high`` over ``low``, section by section."""
+def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    """``high`` over ``low``, section by section.
+
+    Args:
+        low: Options, sections nested.
+        high: Options that win.
+    """
     result = dict(low)
     for key, value in high.items():
         if key in SECTIONS:

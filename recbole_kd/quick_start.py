@@ -142,9 +142,7 @@ class Run:
         assert self.method is not None
         for one in teacher.guides:
             self.method.check_teacher(self.config, one)
-        scratch = None
-        if self.scratch_config is not None:
-            scratch = training.train_cached(self.scratch_config, self.split, self.saved)
+        scratch = self.scratch() if self.scratch_config is not None else None
         assistant = self._assistant(teacher)
         guide = assistant or teacher
         name = f"{short_name(self.config.method)}-{self.config['model']}-{teacher.name}"
@@ -152,6 +150,11 @@ class Run:
             self._folder(name, guide.digest), **self._wrapping(self.config, guide)
         )
         return self._finish(trained, teacher, scratch, assistant)
+
+    def scratch(self) -> training.Trained:
+        """The student of a distillation run, trained alone on the run's split."""
+        assert self.scratch_config is not None
+        return training.train_cached(self.scratch_config, self.split, self.saved)
 
     def _assistant(self, teacher: TeacherParts) -> TeacherParts | None:
         """A student between teacher and student, distilled first, if the method wants one."""

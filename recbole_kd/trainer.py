@@ -61,7 +61,7 @@ class RunTrainer(Trainer):
             kept = config["epochs"] // self.save_every if self.save_every else 0
             checkpoint.need_space(folder, (6 + min(kept, KEPT_EPOCHS)) * size)
             self.saved_model_file = str(folder / "best.pt")
-        self.tensorboard = _writer(folder)
+        self.tensorboard = event_writer(folder)
         self.save_last_seconds = config.number("save_last_seconds", low=0)
         self.finished = False
         self.best_epoch = -1
@@ -380,7 +380,12 @@ def make_trainer(
     return cls(config, model, folder, describe)
 
 
-def _writer(folder: Path | None) -> Any:
+def event_writer(folder: Path | None) -> Any:
+    """A TensorBoard writer into a run's folder; one that writes nothing where there is none.
+
+    Args:
+        folder: The folder, or ``None``.
+    """
     return _NoWriter() if folder is None else SummaryWriter(str(folder / "tensorboard"))
 
 

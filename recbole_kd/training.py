@@ -272,7 +272,7 @@ def _prepare_folder(config: KDConfig, folder: Path | None, resume: Any) -> Path 
             (folder / name).unlink(missing_ok=True)
         for name in ("tensorboard", "epochs"):
             shutil.rmtree(folder / name, ignore_errors=True)
-    _write_resolved(config, folder)
+    write_resolved(config, folder)
     if source is not None and foreign:
         _take_over(config, source, folder)
     return source
@@ -295,7 +295,13 @@ def _take_over(config: KDConfig, source: Path, folder: Path) -> None:
             shutil.copyfile(file, target)
 
 
-def _write_resolved(config: KDConfig, folder: Path) -> None:
+def write_resolved(config: KDConfig, folder: Path) -> None:
+    """Write every option of a run beside its results.
+
+    Args:
+        config: The model's configuration.
+        folder: The run's folder.
+    """
     resolved = yaml.safe_dump(config.resolved(), sort_keys=True, allow_unicode=True)
     checkpoint.write_text(folder / "resolved.yaml", resolved)
 
@@ -440,7 +446,7 @@ def _find(config: KDConfig, split: Split, folder: Path) -> Trained:
         found = measure(config, split, loaded.model, folder=folder if writable else None)
         trained.best_valid_result, trained.test_result = found["valid"], found["test"]
         if writable:
-            _write_resolved(config, folder)
+            write_resolved(config, folder)
             _write_result(trained, config)
         elif config["per_user"]:
             getLogger().warning("%s cannot be written: it gets no %s", folder, per_user.FILE)

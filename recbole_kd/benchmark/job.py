@@ -1,0 +1,197 @@
+"""One job of a benchmark, in a process of its own: ``python -m recbole_kd.benchmark.job``.
+
+The first line of its standard input is the job; the input stays open as long as the runner lives,
+so that a runner that is killed leaves no process behind.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from recbole_kd.benchmark import records
+from recbole_kd.benchmark.plan import Job
+from recbole_kd.benchmark.records import (
+    DISTILLED,
+    DONE,
+    FAILED,
+    REFERENCE,
+    SCRATCH_STUDENT,
+    TEACHER,
+    Record,
+)
+from recbole_kd.errors import KDError
+
+LIBRARIES = ("recbole-kd", "recbole", "torch", "numpy", "pandas", "scipy")
+
+
+def run(job: Job, out: Path) -> Record:
+    """Run a job and say what came of it.
+
+    Args:
+        job: The job.
+        out: The benchmark's folder.
+
+    Raises:
+        KDError: The run refuses, or its training fails.
+    """
+    from recbole_kd.options import Sources
+    from recbole_kd.quick_start import Run
+
+    if job.kind == REFERENCE:
+        return _reference(job, out)
+    options = job.options
+    if job.kind == SCRATCH_STUDENT:
+        options = {**options, "scratch": True}
+    work = Run(Sources.collect(options=options), saved=True)
+    if job.kind == TEACHER:
+        parts = work.finder.find()
+        folder = Path(str(parts.checkpoint)).parent if work.teacher_config else None
+        return _record(job, out, folder, parts.test_result, parts.scorer, work.split)
+    if job.kind == SCRATCH_STUDENT:
+        trained = work.scratch()
+        folder = trained.folder
+        return _record(job, out, folder, trained.test_result, trained.scorer, work.split)
+    assert job.kind == DISTILLED
+    result = work.distilled()
+    folder = Path(result["checkpoints"]["student"]).parent
+    record = _record(job, out, folder, result["test_result"], None, work.split)
+    record.parameters = result["sizes"][-1]["parameters"]
+    return record
+
+
+def _reference(job: Job, out: Path) -> Record:
+    from recbole_kd.benchmark.reference import train_reference
+    from recbole_kd.config import KDConfig
+    from recbole_kd.data import load_split
+    from recbole_kd.deploy import load_model
+    from recbole_kd.options import Sources
+    from recbole_kd.quick_start import start_logging
+
+    config = KDConfig(Sources.collect(options=job.options), "student")
+    start_logging(config)
+    split = load_split(config)
+    folder = train_reference(config, split)
+    record = _record(job, out, folder, {}, None, split)
+    model = load_model(folder, "cpu").model
+    record.parameters = sum(p.numel() for p in model.parameters())
+    return record
+
+
+def _record(
+    job: Job, out: Path, folder: Path | None, test: Mapping[str, float], scorer: Any, split: Any
+) -> Record:
+    """The record of a run that is done; what its folder says of it is added."""
+    record = _begin(job)
+    record.test_result = dict(test)
+    if scorer is not None:
+        record.parameters = sum(p.numel() for p in scorer.model.parameters())
+    train, valid, tested = split.sizes
+    record.provenance["data"] = {
+        "users": len(split.tokens.users) - 1,
+        "items": len(split.tokens.items) - 1,
+        "train": train,
+        "valid": valid,
+        "test": tested,
+    }
+    record.provenance["split"] = split.fingerprints
+    if folder is None:
+        return record
+    record.folder = os.path.relpath(folder, out)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    record.test_result = result["test_result"]
+    record.valid_result = result["best_valid_result"]
+    record.best_epoch, record.epochs = result["best_epoch"], result["epochs"]
+    record.seconds = _seconds(folder / "metrics.jsonl")
+    return record
+
+
+def _begin(job: Job) -> Record:
+    """A record that says what was asked."""
+    return Record(
+        *(job.dataset, job.pair, job.row, job.seed, job.kind, job.group, job.model),
+        options=job.options,
+        command=job.command(),
+        provenance=_provenance(job.threads),
+    )
+
+
+def _seconds(log: Path) -> float | None:
+    """Wall time of all epochs in a log, whichever processes trained them."""
+    if not log.is_file():
+        return None
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return round(sum(sum(line["seconds"].values()) for line in lines), 2)
+
+
+def _provenance(threads: int) -> dict[str, Any]:
+    """Versions, machine and date."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "threads": threads,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def failed(job: Job, error: str) -> Record:
+    """The record of a run that failed.
+
+    Args:
+        job: The job.
+        error: Why, in one line.
+    """
+    record = _begin(job)
+    record.status, record.error = FAILED, " ".join(error.split())
+    return record
+
+
+def _follow_runner() -> None:
+    """End with the runner: its end of the standard input closes, however it died."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def main() -> int:
+    """Read a job, run it, write its record."""
+    message = json.loads(sys.stdin.buffer.readline())
+    job, out = Job(**message["job"]), Path(message["out"])
+    threading.Thread(target=_follow_runner, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(job.threads)
+    try:
+        record = run(job, out)
+    except KDError as error:
+        record = failed(job, str(error))
+    except Exception as error:  # a bug of ours or of a library is one failed run, with its place
+        traceback.print_exc()
+        record = failed(job, f"{type(error).__name__}: {error}")
+    if record.status == FAILED:
+        logging.getLogger(__name__).error("%s", record.error)
+    records.write(job.file(out), record)
+    return 0 if record.status == DONE else 1
+
+
+if __name__ == "__main__":
+    # Not at the interpreter's leisure: the thread above waits in a read that nothing interrupts.
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,225 @@
+"""Running a benchmark: its jobs in parallel processes, gone on with after any stop."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from recbole_kd import checkpoint
+from recbole_kd.benchmark import plan, records, schedule
+from recbole_kd.benchmark.job import failed
+from recbole_kd.benchmark.plan import Job
+from recbole_kd.benchmark.progress import Progress
+from recbole_kd.benchmark.spec import Spec
+from recbole_kd.errors import KDError
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""How numeric libraries are told their threads; several processes on all cores slow each other."""
+
+KEPT_LINES = 20
+"""Lines of a run's log that may say why it died."""
+
+
+def run_benchmark(spec: Spec, out: Path, command: str = "", live: bool | None = None) -> int:
+    """Run what is missing of a benchmark.
+
+    Args:
+        spec: The benchmark.
+        out: Its folder.
+        command: How it was called, for the report.
+        live: Whether a table is redrawn; by default where a terminal shows it.
+
+    Returns:
+        0, or 1 where a run failed; the others have been run all the same.
+
+    Raises:
+        KDError: Some run would be refused, before any is started; or another process runs this.
+    """
+    jobs = plan.jobs_of(spec, out)
+    checkpoint.need_space(out, 0)
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise KDError(f"{out}: another process runs this benchmark; allowed is one") from None
+    with lock:
+        _write_spec(spec, out, command)
+        done = [job for job in jobs if finished(job, out)]
+        progress = Progress(jobs, done, live)
+        with progress:
+            Runner(jobs, done, out, progress).run(spec.jobs)
+        progress.conclude()
+    return 0 if progress.ended_well else 1
+
+
+def _write_spec(spec: Spec, out: Path, command: str) -> None:
+    values = {**spec.plain(), "command": command}
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    checkpoint.write_text(out / records.SPEC_FILE, text)
+
+
+def finished(job: Job, out: Path) -> bool:
+    """Whether a job has been done as it is asked for now.
+
+    Args:
+        job: The job.
+        out: The benchmark's folder.
+    """
+    file = job.file(out)
+    if not file.is_file():
+        return False
+    try:
+        record = records.read(file)
+    except KDError:
+        return False  # cut short by a full disk: it is made again
+    asked = json.loads(json.dumps(job.options))
+    there = record.folder is None or (out / record.folder / "best.pt").is_file()
+    return record.status == records.DONE and there and _wanted(record.options) == _wanted(asked)
+
+
+def _wanted(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without the place of the runs, which may be called in other ways."""
+    return {key: value for key, value in options.items() if key != "checkpoint_dir"}
+
+
+class Runner:
+    """The processes of a benchmark.
+
+    Args:
+        jobs: All jobs.
+        done: Those that are done.
+        out: The benchmark's folder.
+        progress: Who is told.
+    """
+
+    def __init__(self, jobs: Sequence[Job], done: Sequence[Job], out: Path, progress: Progress):
+        self.schedule = schedule.Schedule(jobs, done)
+        self.out, self.progress = out, progress
+        self.processes: set[subprocess.Popen[str]] = set()
+        self.stopped: str | None = None
+        self._lock = threading.Lock()
+
+    def run(self, n: int) -> None:
+        """Run all jobs that can be run.
+
+        Args:
+            n: Processes at a time.
+
+        Raises:
+            KeyboardInterrupt: The user stopped it; what ran goes on the next time.
+        """
+        workers = [threading.Thread(target=self._work, daemon=True) for _ in range(n)]
+        before = {s: signal.signal(s, self._stop) for s in _stops()}
+        try:
+            for worker in workers:
+                worker.start()
+            while any(worker.is_alive() for worker in workers):
+                time.sleep(0.1)
+                self.progress.refresh()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.stopped:
+            raise KeyboardInterrupt
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = signal.Signals(number).name
+        self.schedule.stop()
+        with self._lock:
+            for process in self.processes:
+                process.terminate()
+
+    def _work(self) -> None:
+        while (job := self.schedule.take()) is not None:
+            self.progress.started(job)
+            error = self._run(job)
+            if self.stopped:
+                return
+            state = schedule.FAILED if error else schedule.DONE
+            for other in self.schedule.finish(job, state):
+                reason = f"not run: {job.row} of seed {job.seed} failed, which it needs"
+                records.write(other.file(self.out), failed(other, reason))
+                self.progress.ended(other, reason)
+            self.progress.ended(job, error)
+
+    def _run(self, job: Job) -> str:
+        """Run a job in its process; an empty string, or why it failed."""
+        file = job.file(self.out)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+        last: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
+        with self._start(job) as process:
+            self._feed(process, job)
+            with file.with_suffix(".log").open("a", encoding="utf-8") as log:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    log.write(line)
+                    log.flush()
+                    if text := line.strip():
+                        last.append(text)
+                        self.progress.said(job, text)
+            code = process.wait()
+        with self._lock:
+            self.processes.discard(process)
+        if self.stopped:
+            return ""
+        if not file.is_file():
+            records.write(file, failed(job, _death(code, last)))
+        record = records.read(file)
+        return "" if record.status == records.DONE else record.error
+
+    def _start(self, job: Job) -> subprocess.Popen[str]:
+        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(job.threads))}
+        with self._lock:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "recbole_kd.benchmark.job"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                env=environment,
+            )
+            self.processes.add(process)
+        return process
+
+    def _feed(self, process: subprocess.Popen[str], job: Job) -> None:
+        """Hand a process its job; the pipe stays open as long as this process lives."""
+        message = json.dumps({"job": job.plain(), "out": str(self.out)})
+        assert process.stdin is not None
+        try:
+            process.stdin.write(message + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died at once; its exit code says so
+
+
+def _stops() -> list[signal.Signals]:
+    """Signals that end a benchmark; only a main thread may listen to them."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    return [signal.SIGINT, signal.SIGTERM]
+
+
+def _death(code: int, last: Sequence[str]) -> str:
+    """Why a process died that wrote no record."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}"
+    said = last[-1] if last else "it said nothing"
+    return f"exit code {code}: {said}"
