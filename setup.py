@@ -36,8 +36,10 @@ setup(
     extras_require={
         # No requirement: its current builds refuse numpy 1, and .csv and .npz do without.
         "parquet": ["pyarrow>=14"],
+        "benchmark": ["pyarrow>=14", "rich>=13"],
         "test": [
             "pyarrow>=14",
+            "rich>=13",
             "pytest>=8",
             "pytest-xdist>=3",
             "ruff>=0.6",

@@ -29,6 +29,7 @@ READS_RECBOLE = {
     "backbones/hstu.py",
     "backbones/lightgcn.py",
     "backbones/simplex.py",
+    "benchmark/reference.py",
     "checkpoint.py",
     "compat.py",
     "config.py",

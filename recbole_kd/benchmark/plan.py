@@ -111,12 +111,12 @@ def _jobs_of_pair(spec: Spec, dataset: str, pair: Pair, out: Path) -> Iterator[J
     kept = _save_every(spec, dataset, pair, rows)
     wanted = {s for row in rows if row.kind == DISTILLED for s in row.seeds or spec.seeds}
     for row in rows:
-        checked = False
+        # A part of another row's run is checked with that row, if it says nothing of its own.
+        checked = row.kind in (TEACHER, SCRATCH_STUDENT) and _distils(rows) and not row.options
         for seed in row.seeds or (
             sorted(wanted or spec.seeds) if row.kind == TEACHER else spec.seeds
         ):
-            method = row.model if row.kind == DISTILLED else carrier
-            options = _options(spec, dataset, pair, row, method, seed, out)
+            options = _options(spec, dataset, pair, row, carrier, seed, out)
             if kept and row.kind in (TEACHER, DISTILLED):
                 options = merge({"teacher": {"save_every": kept}}, options)
             job = Job(
@@ -131,10 +131,11 @@ def _distils(rows: Sequence[Row]) -> bool:
     return any(row.kind == DISTILLED for row in rows)
 
 
-def _carrier(spec: Spec, rows: Sequence[Row]) -> str:
-    """The method whose run the teacher and the scratch student are parts of."""
-    methods = {row.name: row.model for row in rows if row.kind == DISTILLED}
-    return methods.get(spec.ours or "") or next(iter(methods.values()), CARRIER)
+def _carrier(spec: Spec, rows: Sequence[Row]) -> Row:
+    """The row whose runs the teacher and the scratch student are parts of."""
+    distilled = {row.name: row for row in rows if row.kind == DISTILLED}
+    first = next(iter(distilled.values()), Row(CARRIER, DISTILLED, CARRIER))
+    return distilled.get(spec.ours or "", first)
 
 
 def _save_every(spec: Spec, dataset: str, pair: Pair, rows: Sequence[Row]) -> int:
@@ -148,22 +149,27 @@ def _save_every(spec: Spec, dataset: str, pair: Pair, rows: Sequence[Row]) -> in
     ):
         for row in rows:
             if row.kind == DISTILLED:
-                options = _options(spec, dataset, pair, row, row.model, 0, Path())
+                options = _options(spec, dataset, pair, row, row, 0, Path())
                 asked.append(_config(options, "teacher", row.name)["save_every"] or 0)
     return max(asked)
 
 
 def _options(
-    spec: Spec, dataset: str, pair: Pair, row: Row, method: str, seed: int, out: Path
+    spec: Spec, dataset: str, pair: Pair, row: Row, carrier: Row, seed: int, out: Path
 ) -> dict[str, Any]:
-    """What a run is given: overrides, then the data set's, the pair's and the row's options."""
+    """What a run is given: overrides, then the data set's, the pair's and the row's options.
+
+    A teacher and a scratch student are those of another row, and get its options before their own.
+    """
     said = merge(spec.overrides, spec.datasets[dataset])
-    names: dict[str, Any] = {"model": method, "dataset": dataset}
+    method = row if row.kind == DISTILLED else carrier
+    names: dict[str, Any] = {"model": method.model, "dataset": dataset}
     if row.kind == REFERENCE:
         said = merge(_alone(said), row.options)
         names |= {"model": SCRATCH, "student": {"model": row.model}}
     else:
-        said = merge(merge(said, pair.options), row.options)
+        said = merge(merge(said, pair.options), method.options)
+        said = merge(said, row.options)
         key = "checkpoint" if isinstance(pair.teacher, list) else "model"
         section = "checkpoint" if _is_file(pair.teacher) else key
         names |= {"student": {"model": pair.student}, "teacher": {section: pair.teacher}}

@@ -93,7 +93,8 @@ def file_of(out: Path, dataset: str, pair: str, row: str, seed: int) -> Path:
 
 def _file_name(text: str) -> str:
     """A name as the name of a folder: ``w/o S`` -> ``w%2Fo S``."""
-    return "".join(c if c.isalnum() or c in " .+-_=" else f"%{ord(c):02X}" for c in text).strip(".")
+    plain = " +-_=" if not text.strip(".") else " .+-_="
+    return "".join(c if c.isalnum() or c in plain else f"%{ord(c):02X}" for c in text)
 
 
 def write(file: Path, record: Record) -> None:

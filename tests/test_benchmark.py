@@ -1,0 +1,391 @@
+"""A benchmark: its file, its plan, its schedule, and a real one that is killed and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import ml100k_rows, write_dataset
+
+from recbole_kd import run_recbole_kd
+from recbole_kd.benchmark import estimate, plan, records, runner, schedule, spec
+from recbole_kd.benchmark.plan import Job
+from recbole_kd.benchmark.records import Record
+from recbole_kd.cli import main
+from recbole_kd.errors import KDError
+
+pandas = pytest.importorskip("pandas")
+pytest.importorskip("pyarrow.parquet")
+
+DATA = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "use_gpu": False}
+SMALL: dict[str, Any] = {
+    "datasets": ["ml-100k"],
+    "pairs": {"MF-MF": {"teacher": "BPR", "student": "BPR"}},
+    "methods": ["Teacher", "Scratch", "RCEKD"],
+    "seeds": [0, 1],
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    """A benchmark's file; a change to ``None`` takes the key out."""
+    said = {key: value for key, value in {**SMALL, **changes}.items() if value is not None}
+    (folder / "bench.yaml").write_text(yaml.safe_dump(said, sort_keys=False), encoding="utf-8")
+    return folder / "bench.yaml"
+
+
+# -- the file ----------------------------------------------------------------------------------
+
+
+def test_rows_know_what_they_are(tmp_path: Path) -> None:
+    union = {"name": "w/o sep", "method": "CE", "group": "ablation", "options": {"ce_K": 5}}
+    plain = {"name": "BPR 8", "recbole": "BPR", "options": {"embedding_size": 8}, "seeds": [7]}
+    methods = ["Teacher", "Scratch", "RCEKD", "LightGCN", union, plain]
+    found = spec.read(write(tmp_path, methods=methods))
+    assert [(r.name, r.kind, r.model, r.group) for r in found.rows] == [
+        ("Teacher", "teacher", "", "main"),
+        ("Scratch", "scratch", "", "main"),
+        ("RCEKD", "distilled", "RCEKD", "main"),
+        ("LightGCN", "reference", "LightGCN", "main"),
+        ("w/o sep", "distilled", "CE", "ablation"),
+        ("BPR 8", "reference", "BPR", "main"),
+    ]
+    assert (found.ours, found.rows[4].options, found.rows[5].seeds) == ("RCEKD", {"ce_K": 5}, (7,))
+    assert found.threads * found.jobs <= (os.cpu_count() or 1)
+    assert spec.read(write(tmp_path), jobs=3).jobs == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"datasets": None}, "datasets is missing"),
+        ({"method": ["CE"]}, "no key method"),
+        ({"methods": ["RCEKDD"]}, "Did you mean"),
+        ({"methods": ["CE", "CE"]}, "CE twice"),
+        ({"methods": "CE"}, "allowed is a list"),
+        ({"methods": [{"method": "CE", "recbole": "BPR"}]}, "needed is one"),
+        ({"methods": [{"recbole": "HSTU"}]}, "not one of RecBole's"),
+        ({"methods": [{"method": "CE", "pairs": ["X"]}]}, "found X; allowed are MF-MF"),
+        ({"methods": [{"method": "CE", "options": {"seed": 1}}]}, "found seed"),
+        ({"methods": [{"method": "CE", "options": {"teacher": "BPR"}}]}, "a model for teacher"),
+        ({"seeds": [0, 0]}, "different whole numbers"),
+        ({"seeds": [-1]}, "whole numbers from 0"),
+        ({"pairs": {"X": {"teacher": "BPR"}}}, "student is missing"),
+        ({"pairs": ["X"]}, "allowed are 'name: ...' lines"),
+        ({"ours": "Scratch"}, "ours: found Scratch; allowed are RCEKD"),
+        ({"published": "nobody"}, "published: found nobody"),
+        ({"jobs": 0}, "jobs: found 0"),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(KDError) as error:
+        spec.read(write(tmp_path, **changes))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# -- the plan ----------------------------------------------------------------------------------
+
+
+def jobs_of(folder: Path, **changes: Any) -> list[Job]:
+    return plan.jobs_of(spec.read(write(folder, **changes)), folder / "out")
+
+
+def test_seeds_come_one_after_the_other_and_teachers_first(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path, methods=["RCEKD", "Scratch", "Teacher"])
+    assert [(j.seed, j.row) for j in jobs] == [
+        *((0, "Teacher"), (0, "Scratch"), (0, "RCEKD")),
+        *((1, "Teacher"), (1, "Scratch"), (1, "RCEKD")),
+    ]
+    for teacher, scratch, distilled in (jobs[:3], jobs[3:]):
+        assert distilled.after == (teacher.training,)
+        assert len({teacher.training, scratch.training, distilled.training}) == 3
+        assert distilled.options["seed"] == distilled.seed
+
+
+def test_a_teacher_nobody_asks_for_is_trained_once_for_those_who_need_it(tmp_path: Path) -> None:
+    rows = ["CE", {"method": "RCEKD", "seeds": [0, 1, 2]}]
+    jobs = jobs_of(tmp_path, methods=rows)
+    assert [j.seed for j in jobs if j.kind == "teacher"] == [0, 1, 2]
+    assert not jobs_of(tmp_path, methods=["BPR"])[0].after
+
+
+def test_one_teacher_serves_those_who_read_its_way_and_those_who_do_not(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path, methods=["Teacher", "RCEKD", "HetComp"], seeds=[0])
+    assert {j.options["teacher"]["save_every"] for j in jobs} == {10}
+    assert jobs[1].after == jobs[2].after == (jobs[0].training,)
+
+
+def test_a_row_with_a_teacher_of_its_own_does_not_wait(tmp_path: Path) -> None:
+    own = {"method": "CE", "options": {"teacher.embedding_size": 9}}
+    teacher, ours, other = jobs_of(tmp_path, methods=["RCEKD", own], seeds=[0])
+    assert ours.after == (teacher.training,) != other.after
+
+
+def test_options_win_in_order(tmp_path: Path) -> None:
+    jobs = jobs_of(
+        tmp_path,
+        overrides={"epochs": 1, "learning_rate": 0.1, "student.embedding_size": 2},
+        datasets={"ml-100k": {"learning_rate": 0.2, "train_batch_size": 64}},
+        pairs={"P": {**SMALL["pairs"]["MF-MF"], "options": {"student.embedding_size": 3}}},
+        methods=[{"method": "CE", "options": {"epochs": 4}}, {"recbole": "BPR"}],
+        seeds=[0],
+    )
+    teacher, distilled, reference = jobs
+    assert teacher.options["epochs"] == 4  # it is the teacher of that row
+    chosen = ("epochs", "learning_rate", "train_batch_size")
+    assert [distilled.options[key] for key in chosen] == [4, 0.2, 64]
+    assert distilled.options["student"] == {"model": "BPR", "embedding_size": 3}
+    assert [reference.options[key] for key in chosen] == [1, 0.2, 64]
+    assert reference.options["student"] == {"model": "BPR"}
+
+
+def test_a_command_makes_the_same_run(tmp_path: Path) -> None:
+    job = jobs_of(tmp_path, overrides={"topk": [5, 10]}, methods=["CE"], seeds=[3])[1]
+    words = job.command()
+    for part in ("train --model=CE", "--student=BPR", "--teacher=BPR", "'--topk=[5, 10]'"):
+        assert part in words
+    assert "--seed=3" in words
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        ([{"method": "CE", "options": {"ce_KK": 3}}], "row CE: dictionary: option 'ce_KK'"),
+        ([{"method": "CE", "options": {"epochs": 0}}], "row CE: --epochs=0"),
+        ([{"recbole": "BPR", "options": {"n_layers": 2}}], "row BPR: dictionary: option"),
+    ],
+)
+def test_a_run_that_would_be_refused_stops_the_plan(
+    tmp_path: Path, methods: list[Any], said: str
+) -> None:
+    with pytest.raises(KDError, match=said):
+        jobs_of(tmp_path, methods=methods)
+
+
+# -- the schedule ------------------------------------------------------------------------------
+
+
+def job(name: str, trains: str = "", after: tuple[str, ...] = ()) -> Job:
+    return Job("d", "p", name, 0, "distilled", "main", "CE", {}, trains or name, after)
+
+
+def test_a_job_waits_for_what_it_needs_and_for_its_twin() -> None:
+    teacher, twin, other, student = job("t"), job("t2", "t"), job("o"), job("s", "", ("t",))
+    plans = schedule.Schedule([teacher, twin, student, other])
+    assert plans.take() is teacher
+    assert plans.take() is other  # the twin trains the same, the student needs it
+    plans.finish(teacher, schedule.DONE)
+    assert plans.take() is twin
+    plans.finish(twin, schedule.DONE)
+    assert plans.take() is student
+    assert plans.take() is None
+
+
+def test_those_who_wait_are_woken() -> None:
+    plans = schedule.Schedule([job("t"), job("s", "", ("t",))])
+    first = plans.take()
+    taken: list[Any] = []
+    worker = threading.Thread(target=lambda: taken.append(plans.take()))
+    worker.start()
+    assert first is not None
+    plans.finish(first, schedule.DONE)
+    worker.join(10)
+    assert [one.row for one in taken] == ["s"]
+
+
+def test_what_needs_a_failed_job_is_never_run() -> None:
+    teacher, student, other = job("t"), job("s", "", ("t",)), job("o")
+    plans = schedule.Schedule([teacher, student, other])
+    assert plans.take() is teacher
+    assert plans.finish(teacher, schedule.FAILED) == [student]
+    assert plans.take() is other
+    assert plans.take() is None
+    assert plans.states[student] == schedule.SKIPPED
+
+
+# -- records -----------------------------------------------------------------------------------
+
+
+def test_records_come_back_and_names_stay_apart(tmp_path: Path) -> None:
+    files = set()
+    for row in ("w/o S", "w_o S", "w%2Fo S", "..", "a/../b"):
+        record = Record("d", "p", row, 3, "distilled", test_result={"ndcg@10": 0.1})
+        file = records.file_of(tmp_path, "d", "p", row, 3)
+        assert tmp_path / records.RECORDS / "d" / "p" in file.parents
+        records.write(file, record)
+        assert records.read(file) == record
+        files.add(file)
+    assert len(files) == 5 == len(list(records.read_all(tmp_path)))
+    file.write_text("{", encoding="utf-8")
+    with pytest.raises(KDError, match="no record of a run"):
+        records.read(file)
+
+
+# -- a real one --------------------------------------------------------------------------------
+
+ROWS = [
+    "Teacher",
+    "Scratch",
+    {"method": "RCEKD", "options": {"rcekd_K": 20, "rcekd_L": 20, "rcekd_M": 50}},
+    {"name": "diverges", "method": "CE", "options": {"ce_K": 5, "learning_rate": 1.0e30}},
+    {"name": "BPR, RecBole", "recbole": "BPR"},
+]
+LENGTH = 40
+
+
+def real(root: Path) -> dict[str, Any]:
+    more = {"data_path": str(root), "embedding_size": 8, "epochs": 3, "save_last_seconds": 0}
+    return {
+        "datasets": ["tiny"],
+        "methods": ROWS,
+        "seeds": [1],
+        "overrides": {**DATA, **more, "student.epochs": LENGTH, "stopping_step": LENGTH},
+        "jobs": 2,
+        "threads": 1,
+    }
+
+
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def killed(folder: Path, out: Path) -> None:
+    """Start the command, and kill it where its method has learnt a little."""
+    words = [sys.executable, "-m", "recbole_kd", "benchmark", "bench.yaml", f"--out={out}"]
+    with subprocess.Popen(
+        words, cwd=folder, start_new_session=True, stderr=subprocess.DEVNULL
+    ) as process:
+        until = time.monotonic() + 120
+        log: list[Path] = []
+        while time.monotonic() < until and process.poll() is None:
+            log = list(out.glob("runs/tiny/RCEKD-*/metrics.jsonl"))
+            if log and len(log[0].read_text().splitlines()) >= 3:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        while alive(process.pid) and time.monotonic() < until:
+            time.sleep(0.05)
+    assert log
+    assert 3 <= len(log[0].read_text().splitlines()) < LENGTH
+    assert not alive(process.pid)  # nobody outlives the runner
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
+    """A benchmark that was killed and gone on with; its folder, its data, its exit code."""
+    folder = tmp_path_factory.mktemp("bench")
+    root = write_dataset(tmp_path_factory.mktemp("data"), ml100k_rows())
+    file, out = write(folder, **real(root)), folder / "out"
+    killed(folder, out)
+    return out, root, main(["benchmark", str(file), f"--out={out}"])
+
+
+def by_row(out: Path) -> dict[str, Record]:
+    return {record.row: record for record in records.read_all(out)}
+
+
+def test_what_was_half_done_goes_on_bit_for_bit(ran: Any, tmp_path: Path) -> None:
+    out, _, _ = ran
+    record = by_row(out)["RCEKD"]
+    assert record.epochs == LENGTH
+    given = {**record.options, "checkpoint_dir": str(tmp_path), "state": "WARNING"}
+    straight = run_recbole_kd(config_dict=given)
+    assert straight["test_result"] == record.test_result
+    assert straight["best_valid_result"] == record.valid_result
+    folder = Path(straight["checkpoints"]["student"]).parent
+    rows = [pandas.read_parquet(f / "per_user.parquet") for f in (folder, out / str(record.folder))]
+    pandas.testing.assert_frame_equal(*rows)
+
+
+def test_each_run_has_a_folder_with_everything(ran: Any) -> None:
+    out, _, _ = ran
+    found = by_row(out)
+    assert {name: r.status for name, r in found.items()} == {
+        **dict.fromkeys(("Teacher", "Scratch", "RCEKD", "BPR, RecBole"), "done"),
+        "diverges": "failed",
+    }
+    for record in found.values():
+        if record.status != "done":
+            continue
+        folder = out / str(record.folder)
+        wanted = ("resolved.yaml", "metrics.jsonl", "per_user.parquet", "per_item.parquet")
+        for name in (*wanted, "best.pt", "result.json"):
+            assert (folder / name).is_file(), (record.row, name)
+        result = json.loads((folder / "result.json").read_text())
+        assert record.test_result == result["test_result"]
+        assert (record.epochs, record.best_epoch) == (result["epochs"], result["best_epoch"])
+        assert record.parameters == found["BPR, RecBole"].parameters
+        assert record.seconds
+        assert record.provenance["split"] == found["Teacher"].provenance["split"]
+        rows = pandas.read_parquet(folder / "per_user.parquet")
+        assert abs(rows["ndcg@10"].mean() - record.test_result["ndcg@10"]) < 1e-6
+    assert len(found["Teacher"].valid_result) == 4
+
+
+def test_a_failed_run_says_why_and_the_exit_code_says_that_one_failed(ran: Any) -> None:
+    out, _, code = ran
+    assert code == 1
+    record = by_row(out)["diverges"]
+    assert "training stopped: the loss is" in record.error
+    log = records.file_of(out, "tiny", "MF-MF", "diverges", 1).with_suffix(".log")
+    assert "training stopped" in log.read_text(encoding="utf-8")
+
+
+def test_the_report_finds_the_file(ran: Any) -> None:
+    out, _, _ = ran
+    said = yaml.safe_load((out / records.SPEC_FILE).read_text(encoding="utf-8"))
+    assert said["command"].startswith("recbole-kd benchmark ")
+    assert [row["name"] for row in said["rows"]] == [
+        *("Teacher", "Scratch", "RCEKD", "diverges", "BPR, RecBole")
+    ]
+    assert said["pairs"]["MF-MF"]["teacher"] == "BPR"
+
+
+def test_what_is_done_is_not_done_again(ran: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, root, _ = ran
+    asked = spec.read(write(out.parent, **{**real(root), "methods": ROWS[:3]}))
+    started: list[Job] = []
+    monkeypatch.setattr(runner.Runner, "_run", lambda self, job: started.append(job) or "")
+    assert runner.run_benchmark(asked, out) == 0
+    assert not started
+    longer = {**real(root)["overrides"], "student.epochs": LENGTH + 1}
+    asked = spec.read(write(out.parent, **{**real(root), "methods": ROWS[:3], "overrides": longer}))
+    assert runner.run_benchmark(asked, out) == 0
+    assert {one.row for one in started} == {"Teacher", "Scratch", "RCEKD"}  # options are theirs
+
+
+def test_a_dry_run_knows_what_is_left_and_how_long_it_takes(ran: Any) -> None:
+    out, root, _ = ran
+    asked = spec.read(write(out.parent, **{**real(root), "seeds": [1, 2]}))
+    text = estimate.dry_run(plan.jobs_of(asked, out), asked, out)
+    lines = [line for line in text.splitlines() if "RCEKD" in line]
+    assert ["done" in line for line in lines] == [True, False]
+    assert "10 runs, 6 to do" in text
+    assert "2 runs without an estimate" in text  # the row that fails
+    assert not list(out.glob("records/tiny/*/*/seed-2.json"))
+
+
+def test_a_process_that_dies_is_a_failed_run(tmp_path: Path) -> None:
+    assert runner._death(-9, []) == "killed by SIGKILL (out of memory?)"
+    assert runner._death(3, ["a", "b"]) == "exit code 3: b"
+
+
+def test_two_at_a_time_are_refused(ran: Any) -> None:
+    out, root, _ = ran
+    asked = spec.read(write(out.parent, **real(root)))
+    with runner.FileLock(out / ".lock"), pytest.raises(KDError, match="another process runs this"):
+        runner.run_benchmark(asked, out)
