@@ -36,7 +36,9 @@ setup(
     extras_require={
         # No requirement: its current builds refuse numpy 1, and .csv and .npz do without.
         "parquet": ["pyarrow>=14"],
+        "tune": ["optuna>=4"],
         "test": [
+            "optuna>=4",
             "pyarrow>=14",
             "pytest>=8",
             "pytest-xdist>=3",
