@@ -41,9 +41,11 @@ TEXT_KEYS = {
     "checkpoint_dir",
     "config_files",
     "data_path",
+    "params_file",
     "protocol",
     "recipe",
     "resume",
+    "study",
 }
 """Names and paths: a data set called ``2024`` or ``1e5`` is no number."""
 
@@ -247,7 +249,7 @@ class Sources:
         parsed = {k: parse_option(k, v) for k, v in copy.deepcopy(dict(options or {})).items()}
         layers.append(Layer("dictionary", nest(parsed)))
         spoken = nest(copy.deepcopy(dict(command_line or {})))
-        layers.append(Layer("command line", _merge(spoken, top)))
+        layers.append(Layer("command line", merge(spoken, top)))
         names = _take_names(layers)
         for key in ("dataset", "student"):
             if key not in names:
@@ -295,7 +297,7 @@ def _take_names(layers: Iterable[Layer]) -> dict[str, Any]:
     return names
 
 
-def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     """``high`` over ``low``, section by section."""
     result = dict(low)
     for key, value in high.items():
