@@ -22,6 +22,7 @@ from recbole_kd.keys import check_keys, known_keys
 from recbole_kd.options import Sources, flatten, nest
 from recbole_kd.quick_start import Run, refuse_distributed, start_logging
 from recbole_kd.registry import short_name
+from recbole_kd.teachers import TeacherParts
 from recbole_kd.tuning import recipe
 from recbole_kd.tuning.space import Range, described, read_ranges, to_ranges
 from recbole_kd.tuning.study import ASKER, PRUNERS, Outcome, RefusedError, Report, Study
@@ -129,6 +130,7 @@ class Search:
         self.ranges = ranges
         self.metric = self.config["valid_metric"].lower()
         self.log = getLogger("recbole_kd")
+        self.teacher: TeacherParts | None = None
 
     def default_folder(self) -> Path:
         """Folder of the search in the run's ``checkpoint_dir``."""
@@ -148,32 +150,38 @@ class Search:
         Raises:
             KDError: The folder holds another search, or no trial came to its end.
         """
-        bigger = self.config["valid_metric_bigger"]
-        parts = (folder, self.ranges, self._identity(), self.config["seed"], bigger)
-        study = Study(*parts, *self.rule)
-        self._say_space(folder)
-        self._begin(study)
-        self.teacher = None if self.base.method is None else self.base.finder.find()
-        for outcome in study.go_on(trials, self._trial):
-            start_logging(self.config)  # the trial was quieter
-            self._say(outcome, study, trials)
-            study.write_table()
-        start_logging(self.config)
-        table, best = study.write_table(), study.best()
-        outcomes = study.outcomes()
+        study = self._searched(folder, trials)
+        table, best, outcomes = study.write_table(), study.best(), study.outcomes()
         if best is None:
             raise KDError(
                 f"tune: none of {len(outcomes)} trials came to its end, see {table}; "
                 f"the last: {outcomes[-1].reason}"
             )
         path = self._write_recipe(folder, best, len(outcomes))
-        self.log.info(
-            "Best: trial %d, %s %g; recipe: %s", best.number, self.metric, best.value, path
-        )
+        found = (best.number, self.metric, best.value, path)
+        self.log.info("Best: trial %d, %s %g; recipe: %s", *found)
         again = self._with(best.params, "best trial", {"resume": "auto"})
         result = Run(again, saved=True, split=self.base.split).result()
         more = {"study": str(folder), "recipe": str(path), "best_params": best.params}
         return {**result, **more, "trials": [vars(o) for o in outcomes]}
+
+    def _searched(self, folder: Path, trials: int) -> Study:
+        """The study after its last trial."""
+        trained = self.base.teacher_config is not None
+        if self.base.method is not None and not trained:
+            self.teacher = self.base.finder.find()
+        bigger = self.config["valid_metric_bigger"]
+        parts = (folder, self.ranges, self._identity(), self.config["seed"], bigger)
+        study = Study(*parts, *self.rule)
+        self._say_space(folder)
+        self._begin(study)
+        if trained:  # only now, for it may take hours and the study may be refused
+            self.teacher = self.base.finder.find()
+        for outcome in study.go_on(trials, self._trial):
+            start_logging(self.config)  # the trial was quieter
+            self._say(outcome, study, trials)
+            study.write_table()
+        return study
 
     # -- one trial -----------------------------------------------------------------------------
 
@@ -217,22 +225,18 @@ class Search:
             "split": split.prints(config.reads_time),
             "method": config.method,
             "student": config.import_path,
-            "teacher": self._teacher_identity(),
             "search space": described(self.ranges),
             "metric": training.selection(config),
             "options": {k: v for k, v in config.resolved().items() if k in keys},
             "pruner": list(self.rule),
+            "teacher": self._teacher_identity(),
         }
 
-    def _teacher_identity(self) -> Any:
-        """What tells a teacher from others, without training it."""
-        if self.base.method is None:
-            return None
+    def _teacher_identity(self) -> str | None:
+        """What tells the teacher from others, without training it."""
         if self.base.teacher_config is not None:
-            digest = training.fingerprint(self.base.teacher_config, self.base.split)
-            return f"{self.sources.teacher} {digest}"
-        files = [checkpoint.file_in(file) for file in self.sources.teacher_files]
-        return [checkpoint.digest(file) for file in files if file.is_file()]
+            return training.fingerprint(self.base.teacher_config, self.base.split)
+        return None if self.teacher is None else self.teacher.digest
 
     def _write_recipe(self, folder: Path, best: Outcome, count: int) -> Path:
         path, teacher, student = folder / recipe.FILE, self.teacher, self.config["model"]

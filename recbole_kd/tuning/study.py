@@ -95,7 +95,7 @@ class Study:
         warmup_epochs: int,
     ):
         self.optuna = optional.optuna(ASKER)
-        self.optuna.logging.disable_default_handler()
+        self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
         self.folder, self.ranges, self.seed = folder, dict(ranges), seed
         rule = self.optuna.pruners.NopPruner()
         if pruner == "median":
