@@ -22,7 +22,7 @@ from recbole_kd.errors import KDError
 from recbole_kd.methods.rd import RD
 from recbole_kd.options import SECTIONS, parse_arguments, read_yaml
 from recbole_kd.quick_start import Run
-from recbole_kd.registry import SCRATCH, method_names
+from recbole_kd.registry import SCRATCH
 from recbole_kd.resources import properties_dir
 from recbole_kd.trainer import RunTrainer
 from recbole_kd.tuning import study as study_module
@@ -32,7 +32,7 @@ from recbole_kd.tuning.study import RefusedError, Study
 
 optuna = pytest.importorskip("optuna")
 
-METHODS = [name for name in method_names() if name != SCRATCH]
+METHODS = sorted(path.stem for path in (properties_dir() / "method").glob("*.yaml"))
 SPACE = "kd_weight: {low: 0.1, high: 100.0, log: true}\nce_K: {low: 5, high: 25, step: 5}\n"
 
 
@@ -103,6 +103,12 @@ class Half(RD):
     """An outside method with options of its own, of which RD's ranges know one."""
 
     defaults = {"kd_weight": 1.0, "own_K": 3}
+
+
+class Empty(RD):
+    """An outside method with options that no ranges know."""
+
+    defaults = {"own_K": 3}
 
 
 def test_ranges_of_methods_from_outside() -> None:
@@ -553,6 +559,18 @@ def test_mistakes_are_refused_before_anything_is_written(
         search(tmp_path, space=space, **more)
     assert said in str(refusal.value)
     assert [p.name for p in tmp_path.iterdir()] == ["space.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        ("VkD", {"kd_weight": 1, "vkd_center": True, "vkd_norm": True}, "vkd_norm are set"),
+        (f"{__name__}:Empty", {}, "it has no ranges"),
+    ],
+)
+def test_nothing_to_search(tmp_path: Path, model: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(KDError, match=f"^tune: found nothing to search .*{said}; allowed is --par"):
+        search(tmp_path, model=model, params_file=None, options=options)
 
 
 def test_a_study_is_of_one_search_and_one_process(

@@ -319,10 +319,10 @@ def _shipped(sources: Sources) -> dict[str, Range]:
     all_ranges = method_ranges(sources.method)
     free = {key: one for key, one in all_ranges.items() if not _is_said(sources, key)}
     if not free:
-        shown = ", ".join(all_ranges) or "none"
+        found = f"all of {', '.join(all_ranges)} are set" if all_ranges else "it has no ranges"
         raise KDError(
-            f"tune: nothing to search for --model={sources.method}: its ranges are {shown}, and "
-            "all are set; leave one out, or give --params_file=FILE"
+            f"tune: found nothing to search for --model={sources.method}, for {found}; "
+            "allowed is --params_file=FILE"
         )
     return to_ranges(free, f"ranges of {short_name(sources.method)}")
 
