@@ -18,8 +18,16 @@ FILE = "recipe.yaml"
 NEVER = {"checkpoint", "save_last_seconds", "seed"}
 """Options of a training that are no part of a recipe."""
 
-UNSAID = {"checkpoint_dir", "data_path", "resume", "scratch", "show_progress", "state"}
-"""Options that a command may leave out, or that every reader has another value for."""
+UNSAID = {
+    "checkpoint_dir",
+    "data_path",
+    "resume",
+    "save_last_seconds",
+    "scratch",
+    "show_progress",
+    "state",
+}
+"""Options that change no result, or that every reader has another value for."""
 
 
 def place(params: Mapping[str, Any], sources: Sources) -> dict[str, Any]:

@@ -275,8 +275,9 @@ class Search:
             said = f"pruned after epoch {outcome.epoch} with {outcome.value:.6g}"
         best_said = "none yet" if best is None else f"{best.value:.6g} in trial {best.number}"
         self.log.info(
-            "trial %d (of %d): %s; best %s; %.1f s; %s%s",
+            "trial %d (%d of %d): %s; best %s; %.1f s; %s%s",
             outcome.number,
+            len(study.outcomes()),
             trials,
             said,
             best_said,
