@@ -37,7 +37,9 @@ setup(
         # No requirement: its current builds refuse numpy 1, and .csv and .npz do without.
         "parquet": ["pyarrow>=14"],
         "benchmark": ["pyarrow>=14", "rich>=13"],
+        "tune": ["optuna>=4"],
         "test": [
+            "optuna>=4",
             "pyarrow>=14",
             "rich>=13",
             "pytest>=8",

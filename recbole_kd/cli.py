@@ -28,6 +28,12 @@ recbole-kd: knowledge distillation for RecBole models
   recbole-kd benchmark <bench.yaml>
       every method, seed, pair and data set of a file; a benchmark that was stopped goes on
       --out=FOLDER --jobs=2 --threads=1; --dry_run lists the runs, --dry_run=measure also times them
+  recbole-kd tune --model=RRD --student=BPR --teacher=BPR --dataset=ml-100k [--key=value ...]
+      search the method's options by the validation metric; options as for train, and
+      --trials=30         trials in all, those of earlier calls included
+      --params_file=FILE  what is searched: RecBole's .hyper format, or ranges in a .yaml
+      --study=FOLDER      where the search lives; the same command goes on with it
+      --pruner=none       no trial is stopped early; --warmup_epochs=10: none before that epoch
   recbole-kd convert <format> <raw> <out> [--option=value ...]
       formats: citeulike, rcekd, lightgcn, sequences
   recbole-kd export <run folder or best.pt> <student.pth>
@@ -135,6 +141,20 @@ def _split(
     return words, options
 
 
+def tune(arguments: Sequence[str]) -> int:
+    """``recbole-kd tune``: one call of :func:`recbole_kd.tuning.tune`."""
+    from recbole_kd.options import parse_arguments
+    from recbole_kd.tuning import tune as run
+    from recbole_kd.tuning.search import SETTINGS
+
+    options = parse_arguments(_long_options(arguments))
+    files = str(options.pop("config_files", "") or "").split()
+    own = {key: options.pop(key) for key in SETTINGS if key in options}
+    result = run(config_file_list=files, command_line=options, **own)
+    _say(f"{result['table']}\n\nrecipe: {result['recipe']}")
+    return 0
+
+
 def convert(arguments: Sequence[str]) -> int:
     """``recbole-kd convert``: raw files to RecBole's atomic files."""
     from recbole_kd.convert import FORMATS
@@ -198,6 +218,7 @@ def doctor(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "benchmark": benchmark,
+    "tune": tune,
     "convert": convert,
     "export": export,
     "teacher-scores": teacher_scores,

@@ -14,6 +14,9 @@ from recbole_kd.resources import properties_dir
 
 _RECBOLE_PROPERTIES = Path(recbole.__file__).parent / "properties"
 
+RANGE = "range"
+"""Key of a method's file that holds no option: what a search varies."""
+
 
 def shipped(*parts: str) -> dict[str, Any] | None:
     """The options in one of our own files, or ``None`` where there is no such file."""
@@ -42,16 +45,45 @@ def protocol_options(name: str) -> dict[str, Any]:
 
 def method_defaults(method: str) -> dict[str, Any]:
     """The shipped defaults of a method; an outside class brings ``defaults``, or inherits them."""
+    return nest(_of_method(method, "defaults"))
+
+
+def method_ranges(method: str) -> dict[str, Any]:
+    """What a search varies of a method: by option, ``low`` and ``high``, or ``choices``.
+
+    They stand under ``range:`` in the method's file. An outside class brings ``ranges``, or
+    inherits them; a student that is trained alone has those of every student.
+
+    Args:
+        method: Name of the method, or ``Scratch``.
+    """
+    if method == SCRATCH:
+        return shipped("range", "student.yaml") or {}
+    defaults = method_defaults(method)
+    return {k: v for k, v in _of_method(method, "ranges").items() if k in defaults}
+
+
+def _of_method(method: str, what: str) -> dict[str, Any]:
+    """``defaults`` or ``ranges``, of the method itself or the nearest class that has them."""
     cls = method_class(method)
-    if ":" not in method and (values := shipped("method", f"{method}.yaml")) is not None:
-        return nest(values)
+    if ":" not in method and (values := _method_file(method, what)) is not None:
+        return values
     for base in () if cls is None else cls.__mro__:
-        if "defaults" in vars(base):
-            return nest(vars(base)["defaults"])
+        if what in vars(base):
+            return vars(base)[what]
         ours = base.__module__.startswith("recbole_kd.methods.")
-        if ours and (values := shipped("method", f"{base.__name__}.yaml")) is not None:
-            return nest(values)
+        if ours and (values := _method_file(base.__name__, what)) is not None:
+            return values
     return {}
+
+
+def _method_file(name: str, what: str) -> dict[str, Any] | None:
+    """One half of a method's file: its options, or the ranges beside them."""
+    values = shipped("method", f"{name}.yaml")
+    if values is None:
+        return None
+    ranges = values.pop(RANGE, None) or {}
+    return ranges if what == "ranges" else values
 
 
 def model_defaults(name: str) -> dict[str, Any] | None:
@@ -101,4 +133,9 @@ def readers_of(key: str) -> list[str]:
         properties_dir() / "model",
         properties_dir() / "method",
     ]
-    return [p.stem for f in folders for p in sorted(f.glob("*.yaml")) if key in read_yaml(p)]
+    return [
+        p.stem
+        for f in folders
+        for p in sorted(f.glob("*.yaml"))
+        if key in read_yaml(p) and key != RANGE
+    ]

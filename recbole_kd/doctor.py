@@ -10,6 +10,9 @@ from recbole_kd import compat
 
 CPU_TORCH = "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 
+OPTIONAL = {"pyarrow": "for score files in parquet", "optuna": "for recbole-kd tune"}
+"""Libraries that few runs need, and which."""
+
 
 def report() -> tuple[str, list[str]]:
     """Look at this installation.
@@ -23,8 +26,8 @@ def report() -> tuple[str, list[str]]:
     lines.append("Libraries")
     for name, (low, high) in compat.REQUIREMENTS.items():
         lines.append(f"  {name:<9} {_version(name):<14} admitted: >={low},<{high}")
-    optional = "optional, for score files in parquet: pip install pyarrow"
-    lines.append(f"  {'pyarrow':<9} {_version('pyarrow'):<14} {optional}")
+    for name, use in OPTIONAL.items():
+        lines.append(f"  {name:<9} {_version(name):<14} optional, {use}: pip install {name}")
     problems = compat.version_problems()
     if not (3, 10) <= sys.version_info[:2] <= (3, 11):
         problems.append(

@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module
 from typing import Any
 
 from recbole_kd.errors import KDError
 
 
-def need(module: str, asker: str, instead: str = "", package: str = "") -> Any:
-    """A library that is no requirement of the package.
+def library(module: str, asker: str, instead: str = "") -> Any:
+    """A library that may not be installed.
 
     Args:
-        module: Name of the module.
-        asker: What needs it, for the message.
+        module: What to import of it, such as ``matplotlib.figure``.
+        asker: What needs it and for what, for the message.
         instead: What does without, for the message.
-        package: Name to install it by, where it differs from the module's first part.
 
     Returns:
-        The first part of the module's name, with the module loaded.
+        The module.
 
     Raises:
         KDError: It is not installed, or does not load.
     """
-    first = module.partition(".")[0]
-    package = package or first
+    name = module.partition(".")[0]
     try:
-        importlib.import_module(module)
-        return importlib.import_module(first)
+        return import_module(module)
     except ImportError as error:
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise KDError(
-            f"{asker}: needs {package} ({reason}); pip install {package}{instead}"
-        ) from error
+        raise KDError(f"{asker} needs {name} ({reason}); pip install {name}{instead}") from error
 
 
 def parquet(asker: str, instead: str = "") -> Any:
-    """The library that reads and writes parquet files, see :func:`need`.
+    """The library that reads and writes parquet files.
+
+    Args:
+        asker: What needs it, for the message.
+        instead: What does without, for the message.
 
     Returns:
         The module ``pyarrow``, its ``parquet`` loaded.
+
+    Raises:
+        KDError: It is not installed, or does not load.
     """
-    return need("pyarrow.parquet", f"{asker}: parquet files", instead)
+    library("pyarrow.parquet", f"{asker}: a parquet file", instead)
+    return import_module("pyarrow")

@@ -41,9 +41,11 @@ TEXT_KEYS = {
     "checkpoint_dir",
     "config_files",
     "data_path",
+    "params_file",
     "protocol",
     "recipe",
     "resume",
+    "study",
 }
 """Names and paths: a data set called ``2024`` or ``1e5`` is no number."""
 

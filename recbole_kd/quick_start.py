@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from recbole_kd import checkpoint, deploy, per_user, report, training
 from recbole_kd.config import KDConfig
-from recbole_kd.data import load_split
+from recbole_kd.data import Split, load_split
 from recbole_kd.errors import KDError
 from recbole_kd.keys import check_keys
 from recbole_kd.methods.base import TaughtStudent
@@ -60,14 +60,19 @@ def run_recbole_kd(
     sources = Sources.collect(
         model, dataset, student, teacher, config_file_list or (), config_dict, command_line
     )
-    _refuse_distributed(sources)
-    run = Run(sources, saved)
-    if run.method is None:
-        return run.alone()
-    return run.distilled()
+    refuse_distributed(sources)
+    return Run(sources, saved).result()
 
 
-def _refuse_distributed(sources: Sources) -> None:
+def refuse_distributed(sources: Sources) -> None:
+    """Take RecBole's options of distributed training out of all sources.
+
+    Args:
+        sources: What the user said.
+
+    Raises:
+        KDError: One of them asks for more than one process.
+    """
     for key in ("nproc", "world_size"):
         value = sources.get(key)
         if value not in (None, 1, -1, 0):
@@ -82,9 +87,14 @@ class Run:
     Args:
         sources: What the user said.
         saved: Whether to write and reuse files.
+        split: The split, where another run has loaded it already.
+
+    Raises:
+        KDError: Bad input that shows before anything is trained; the method's own options are
+            checked when it is used, see :meth:`check`.
     """
 
-    def __init__(self, sources: Sources, saved: bool):
+    def __init__(self, sources: Sources, saved: bool, split: Split | None = None):
         self.method = method_class(sources.method)
         trained = not sources.teacher_files
         if self.method is not None and sources.teacher is None and trained:
@@ -108,7 +118,7 @@ class Run:
         self.config.choice("empty_users", ("refuse", "keep"))
         training.check_resume(self.config["resume"], saved)
         per_user.check(self.config, saved)
-        self.split = load_split(self.config)
+        self.split = load_split(self.config) if split is None else split
         for config in (self.config, self.teacher_config, self.scratch_config):
             if config is not None:
                 training.check_data(config, self.split)
@@ -117,7 +127,6 @@ class Run:
             parts = (self.method, self.config, self.teacher_config, self.split, saved)
             self.finder = TeacherFinder(*parts)
             self.finder.check()
-            self.method.check(self.config, self.split.history)
         self.log.info(
             "%s: %d users, %d items, %s train/valid/test interactions",
             self.config["dataset"],
@@ -126,7 +135,40 @@ class Run:
             "/".join(map(str, self.split.sizes)),
         )
 
-    # -- the two kinds of run ------------------------------------------------------------------
+    # -- the kinds of run ----------------------------------------------------------------------
+
+    def result(self) -> dict[str, Any]:
+        """Train all that the run names, and compare; see :func:`run_recbole_kd`."""
+        return self.alone() if self.method is None else self.distilled()
+
+    def check(self, teacher: TeacherParts | None = None) -> None:
+        """Refuse options of the method before anything is trained.
+
+        Args:
+            teacher: The teacher, once there is one.
+
+        Raises:
+            KDError: An option is out of range, or the teacher lacks what it asks for.
+        """
+        if self.method is None:
+            return
+        self.method.check(self.config, self.split.history)
+        for one in teacher.guides if teacher else ():
+            self.method.check_teacher(self.config, one)
+
+    def trial(
+        self, teacher: TeacherParts | None, on_epoch: Callable[[int, float], None]
+    ) -> training.Trained:
+        """Train the student for its validation score; the test split is not touched.
+
+        Args:
+            teacher: The teacher; ``None`` for a student that is trained alone.
+            on_epoch: See :func:`recbole_kd.training.train`.
+        """
+        if teacher is not None:
+            return self._distil(teacher, wait=True, test=False, on_epoch=on_epoch)[0]
+        folder = self._folder(self.config["model"])
+        return self._train(folder, wait=True, test=False, on_epoch=on_epoch)
 
     def alone(self) -> dict[str, Any]:
         """Train the student without a teacher."""
@@ -138,25 +180,30 @@ class Run:
 
     def distilled(self) -> dict[str, Any]:
         """Teacher, scratch student, distilled student."""
+        self.check()
         teacher = self.finder.find()
-        assert self.method is not None
-        for one in teacher.guides:
-            self.method.check_teacher(self.config, one)
+        self.check(teacher)
         scratch = self.scratch() if self.scratch_config is not None else None
-        assistant = self._assistant(teacher)
+        trained, assistant = self._distil(teacher)
+        return self._finish(trained, teacher, scratch, assistant)
+
+    def _distil(
+        self, teacher: TeacherParts, test: bool = True, **how: Any
+    ) -> tuple[training.Trained, TeacherParts | None]:
+        """The student, and the assistant that taught it if the method wants one."""
+        assistant = self._assistant(teacher, test)
         guide = assistant or teacher
         name = f"{short_name(self.config.method)}-{self.config['model']}-{teacher.name}"
-        trained = self._train(
-            self._folder(name, guide.digest), **self._wrapping(self.config, guide)
-        )
-        return self._finish(trained, teacher, scratch, assistant)
+        folder = self._folder(name, guide.digest)
+        wrapping = self._wrapping(self.config, guide)
+        return self._train(folder, test=test, **how, **wrapping), assistant
 
     def scratch(self) -> training.Trained:
         """The student of a distillation run, trained alone on the run's split."""
         assert self.scratch_config is not None
         return training.train_cached(self.scratch_config, self.split, self.saved)
 
-    def _assistant(self, teacher: TeacherParts) -> TeacherParts | None:
+    def _assistant(self, teacher: TeacherParts, test: bool) -> TeacherParts | None:
         """A student between teacher and student, distilled first, if the method wants one."""
         assert self.method is not None
         factors = [guide.factors() for guide in teacher.guides]
@@ -168,7 +215,7 @@ class Run:
         config = KDConfig(sources, "student")
         name = f"{short_name(config.method)}-{config['model']}-{teacher.name}-assistant"
         parts = (config, self.split, self.saved, name, teacher.digest)
-        trained = training.train_cached(*parts, **self._wrapping(config, teacher))
+        trained = training.train_cached(*parts, test=test, **self._wrapping(config, teacher))
         frozen = self.finder.freeze(trained.scorer, identity(self.split))
         digest = training.fingerprint(config, self.split, teacher.digest)
         rest = (trained.scorer, trained.name, trained.test_result, trained.checkpoint, digest)
@@ -192,9 +239,9 @@ class Run:
             },
         }
 
-    def _train(self, folder: Path | None, **more: Any) -> training.Trained:
+    def _train(self, folder: Path | None, wait: bool = False, **more: Any) -> training.Trained:
         """Train the student of this run, with no other process in its folder."""
-        with training.locked(folder, wait=False):
+        with training.locked(folder, wait):
             resume = self.config["resume"]
             return training.train(self.config, self.split, folder, resume=resume, **more)
 

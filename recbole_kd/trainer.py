@@ -90,6 +90,14 @@ class RunTrainer(Trainer):
         """Epochs trained so far."""
         return self._epoch + 1
 
+    def validated(self) -> list[tuple[int, float]]:
+        """Epoch and score of every validation that the log has."""
+        path = None if self.folder is None else self.folder / "metrics.jsonl"
+        if path is None or not path.is_file():
+            return []
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [(r["epoch"], r["valid"][self.valid_metric]) for r in records if "valid" in r]
+
     # -- one epoch -----------------------------------------------------------------------------
 
     def fit(self, train_data: Any, valid_data: Any = None, **kwargs: Any) -> tuple[float, Any]:

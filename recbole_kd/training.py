@@ -169,6 +169,8 @@ def train(
     wrap: Callable[[nn.Module, Scorer], nn.Module] | None = None,
     resume: Any = None,
     more: dict[str, Any] | None = None,
+    test: bool = True,
+    on_epoch: Callable[[int, float], None] | None = None,
 ) -> Trained:
     """Train a model and test its best weights.
 
@@ -179,6 +181,10 @@ def train(
         wrap: Turns the plain model and its scorer into the model to train, e.g. a distiller.
         resume: ``auto``, a path, or ``None`` to start afresh.
         more: Plain data saved with the weights.
+        test: Whether the test split is touched. A run that is not tested counts as unfinished:
+            ``resume="auto"`` tests it.
+        on_epoch: Called with epoch and score after every validation, those before the resume
+            included; what it raises ends the training.
 
     Raises:
         KDError: See the trainer.
@@ -199,16 +205,12 @@ def train(
     if source is not None:
         trainer.resume(source, loaders[0])
         getLogger().info("Resumed from %s at epoch %d", source, trainer.start_epoch)
-    score, result = trainer.fit(
-        loaders[0],
-        loaders[1],
-        saved=True,
-        verbose=False,
-        show_progress=config["show_progress"],
-    )
+    with _closing(trainer):
+        score, result = _fit(trainer, loaders, config["show_progress"], on_epoch)
     seconds = time.perf_counter() - started
-    test = trainer.evaluate(loaders[2], show_progress=config["show_progress"])
-    _write_rankings(trainer, config, split, folder)
+    tested = _test(trainer, config, split, folder, loaders[2]) if test else {}
+    if not test:
+        trainer.load_best()
     if source is not None and full_ranking(config):
         result = trainer.evaluate(loaders[1])  # the run that stopped may have measured other things
     trained = Trained(
@@ -218,20 +220,48 @@ def train(
         folder=folder,
         best_valid_score=float(score),
         best_valid_result={k: float(v) for k, v in (result or {}).items()},
-        test_result={k: float(v) for k, v in test.items()},
+        test_result=tested,
         best_epoch=trainer.best_epoch,
         epochs=trainer.epochs_done,
         seconds=seconds,
     )
-    _write_result(trained, config)
-    _close(trainer)
+    if test:
+        _write_result(trained, config)
     return trained
 
 
-def _close(trainer: RunTrainer) -> None:
-    close = getattr(trainer.tensorboard, "close", None)
-    if close:
-        close()
+def _fit(
+    trainer: RunTrainer,
+    loaders: Sequence[Any],
+    show_progress: bool,
+    on_epoch: Callable[[int, float], None] | None,
+) -> tuple[float, Any]:
+    """Train to the end; returns score and metrics of the best validation."""
+    if on_epoch is not None:
+        for epoch, score in trainer.validated():
+            on_epoch(epoch, score)
+    options = {"saved": True, "verbose": False, "show_progress": show_progress}
+    return trainer.fit(loaders[0], loaders[1], callback_fn=on_epoch, **options)
+
+
+def _test(
+    trainer: RunTrainer, config: KDConfig, split: Split, folder: Path | None, loader: Any
+) -> dict[str, float]:
+    """Test metrics of the best weights; writes the rankings if the run asks for them."""
+    result = trainer.evaluate(loader, show_progress=config["show_progress"])
+    _write_rankings(trainer, config, split, folder)
+    return {k: float(v) for k, v in result.items()}
+
+
+@contextlib.contextmanager
+def _closing(trainer: RunTrainer) -> Iterator[None]:
+    """Close the log of a training, however it ends."""
+    try:
+        yield
+    finally:
+        close = getattr(trainer.tensorboard, "close", None)
+        if close:
+            close()
 
 
 def check_resume(resume: Any, saved: bool) -> Path | None:
@@ -398,7 +428,13 @@ def folder_of(config: KDConfig, split: Split, name: str, *more: str, resume: Any
 
 
 def train_cached(
-    config: KDConfig, split: Split, saved: bool = True, name: str = "", *more: str, **wrapping: Any
+    config: KDConfig,
+    split: Split,
+    saved: bool = True,
+    name: str = "",
+    *more: str,
+    test: bool = True,
+    **wrapping: Any,
 ) -> Trained:
     """Train a model, or find it trained.
 
@@ -412,26 +448,27 @@ def train_cached(
         saved: Whether to read and write the cache.
         name: Beginning of the folder's name; the model's by default.
         *more: Further parts of the fingerprint.
+        test: See :func:`train`; without, a model that is found keeps what was measured of it.
         **wrapping: ``wrap`` and ``more`` of :func:`train`.
     """
     if not saved:
-        return train(config, split, None, **wrapping)
+        return train(config, split, None, test=test, **wrapping)
     folder = folder_of(config, split, name or config["model"], *more)
     if _finished(folder) and not os.access(folder, os.W_OK):
-        return _find(config, split, folder)  # somebody else's, and nobody writes there
+        return _find(config, split, folder, test)  # somebody else's, and nobody writes there
     with locked(folder, wait=True):
         if _finished(folder):
-            return _find(config, split, folder)
+            return _find(config, split, folder, test)
         getLogger().info("Training %s (%s) in %s", config["model"], config.role, folder)
-        return train(config, split, folder, resume="auto", **wrapping)
+        return train(config, split, folder, resume="auto", test=test, **wrapping)
 
 
 def _finished(folder: Path) -> bool:
     return (folder / "result.json").is_file() and (folder / "best.pt").is_file()
 
 
-def _find(config: KDConfig, split: Split, folder: Path) -> Trained:
-    """The finished model in a folder, measured as this run asks."""
+def _find(config: KDConfig, split: Split, folder: Path, test: bool = True) -> Trained:
+    """The finished model in a folder, measured as this run asks if it is to be tested."""
     getLogger().info("Found %s (%s) trained in %s", config["model"], config.role, folder)
     result = _read_result(folder)
     loaded = deploy.load_model(folder, config["device"], dataset=train_part(config, split))
@@ -441,7 +478,7 @@ def _find(config: KDConfig, split: Split, folder: Path) -> Trained:
     result["name"] = result.pop("model")
     scorer = scorer_for(loaded.model, split.history, config["score_temperature"])
     trained = Trained(model=loaded.model, scorer=scorer, folder=folder, **result)
-    if not same:
+    if test and not same:
         writable = os.access(folder, os.W_OK)
         found = measure(config, split, loaded.model, folder=folder if writable else None)
         trained.best_valid_result, trained.test_result = found["valid"], found["test"]

@@ -120,6 +120,14 @@ def test_statistics_are_of_arrays_alone() -> None:
     assert ours("statistics.py") == {"errors"}
 
 
+def test_the_search_has_rooms() -> None:
+    assert packages("tuning/space.py") <= {"recbole_kd"}
+    assert ours("tuning/space.py") == {"errors", "options"}
+    assert ours("tuning/study.py") == {"checkpoint", "errors", "optional", "tuning.space"}
+    users = {name for name in TREES if {m for m in ours(name) if m.startswith("tuning")}}
+    assert {name for name in users if not name.startswith("tuning/")} == {"cli.py"}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_know_neither_recbole_nor_each_other(name: str) -> None:
     assert packages(name) <= {"torch", "recbole_kd"}

@@ -21,6 +21,7 @@ from recbole_kd.defaults import method_defaults
 from recbole_kd.keys import check_keys
 from recbole_kd.options import SECTIONS, Sources, parse_arguments
 from recbole_kd.registry import SCRATCH, method_class, method_names, methods_without
+from recbole_kd.tuning.search import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -171,7 +172,8 @@ def training_commands() -> Iterator[tuple[str, str]]:
     """Page and command of every complete training command."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for line in re.findall(r"^(?:recbole-kd train|python run_recbole_kd\.py) .*$", text, re.M):
+        said = r"^(?:recbole-kd (?:train|tune)|python run_recbole_kd\.py) .*$"
+        for line in re.findall(said, text, re.M):
             yield page.name, line
 
 
@@ -180,6 +182,8 @@ def test_options_of_the_commands_exist(page: str, line: str, installed: None) ->
     arguments = [word for word in shlex.split(line, comments=True) if word.startswith("--")]
     options = parse_arguments(arguments)
     files = str(options.pop("config_files", "") or "").split()
+    if line.startswith("recbole-kd tune "):
+        options = {k: v for k, v in options.items() if k not in SETTINGS}
     if all(Path(file).is_file() for file in files):
         check_keys(Sources.collect(files=files, command_line=options))
 

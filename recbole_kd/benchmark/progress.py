@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from recbole_kd.benchmark.plan import Job
-from recbole_kd.optional import need
+from recbole_kd.optional import library
 
 SHOWN_FAILURES = 5
 
@@ -38,7 +38,7 @@ class Progress:
         left = len(self.jobs) - self.before
         self._say(f"{len(self.jobs)} runs, {self.before} done before, {left} to do")
         if self.live:
-            need("rich", "the live table")
+            library("rich.live", "the live table")
             from rich.console import Console
             from rich.live import Live
 
