@@ -594,7 +594,7 @@ def test_a_study_is_of_one_search_and_one_process(
 
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(KDError, match=r"^recbole-kd tune: a search needs .* pip install optuna$"):
+    with pytest.raises(KDError, match=r"^recbole-kd tune needs .* pip install optuna$"):
         search(tmp_path)
 
 
