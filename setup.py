@@ -36,8 +36,12 @@ setup(
     extras_require={
         # No requirement: its current builds refuse numpy 1, and .csv and .npz do without.
         "parquet": ["pyarrow>=14"],
+        "report": ["jinja2>=3", "matplotlib>=3.7", "pyarrow>=14", "statsmodels>=0.14"],
         "test": [
+            "jinja2>=3",
+            "matplotlib>=3.7",
             "pyarrow>=14",
+            "statsmodels>=0.14",
             "pytest>=8",
             "pytest-xdist>=3",
             "ruff>=0.6",
