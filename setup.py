@@ -19,7 +19,7 @@ setup(
     python_requires=">=3.10,<3.12",
     packages=[*find_packages(include=["recbole_kd", "recbole_kd.*"]), PROPERTIES],
     package_dir={PROPERTIES: "properties"},
-    package_data={PROPERTIES: ["**/*.yaml"], "recbole_kd": ["py.typed"]},
+    package_data={PROPERTIES: ["**/*.yaml"], "recbole_kd": ["py.typed", "reporting/*.j2"]},
     # The same table as recbole_kd.compat.REQUIREMENTS; a test compares them.
     install_requires=[
         "recbole>=1.2.1,<1.3",

@@ -1,10 +1,10 @@
-"""The command line: ``recbole-kd train | convert | export | teacher-scores | pairs | doctor``."""
+"""The command line: ``recbole-kd train | convert | export | report | pairs | doctor`` and more."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from recbole_kd.errors import KDError, did_you_mean
@@ -30,6 +30,9 @@ recbole-kd: knowledge distillation for RecBole models
   recbole-kd teacher-scores <run folder or checkpoint> <scores.parquet | .csv | .npz>
       write a model's best items of every user, for --teacher=scores.parquet
       --top_k=500 --mask_train=False --memory_budget_gb=0.1
+  recbole-kd report <folder of a benchmark>
+      tables, tests, sizes, latencies and figures, in <folder>/report
+      --out=FOLDER --metric=ndcg@20 --latency=False --formats=md,tex,csv,html
   recbole-kd pairs
       which method works with which teacher and student
   recbole-kd doctor
@@ -113,15 +116,40 @@ def teacher_scores(arguments: Sequence[str]) -> int:
             f"teacher-scores: found {len(plain)} of the arguments <checkpoint> <scores.parquet>"
         )
     options = parse_arguments([a for a in arguments if a.startswith("--")])
-    known = ("top_k", "mask_train", "memory_budget_gb")
+    _refuse_others("teacher-scores", options, ("top_k", "mask_train", "memory_budget_gb"))
+    _say(write_scores(plain[0], plain[1], **options).summary())
+    return 0
+
+
+def _refuse_others(command: str, options: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse options that a command does not have."""
     for key in options:
         if key not in known:
             shown = ", ".join(f"--{name}" for name in known)
             raise KDError(
-                f"teacher-scores: there is no option --{key}.{did_you_mean(key, known)} "
+                f"{command}: there is no option --{key}.{did_you_mean(key, known)} "
                 f"Allowed are {shown}"
             )
-    _say(write_scores(plain[0], plain[1], **options).summary())
+
+
+def report(arguments: Sequence[str]) -> int:
+    """``recbole-kd report``: the report of a benchmark's folder."""
+    from recbole_kd.options import parse_arguments
+    from recbole_kd.reporting import FORMATS, write_report
+
+    plain = [a for a in arguments if not a.startswith("--")]
+    if len(plain) != 1:
+        raise KDError(f"report: found {len(plain)} folders; allowed is one, a benchmark's")
+    options = parse_arguments([a for a in arguments if a.startswith("--")])
+    _refuse_others("report", options, ("out", "metric", "latency", "formats"))
+    latency, formats = options.get("latency", True), options.get("formats", FORMATS)
+    if not isinstance(latency, bool):
+        raise KDError(f"--latency={latency}: allowed are True and False")
+    if isinstance(formats, str):
+        formats = [word.strip() for word in formats.split(",")]
+    out, metric = (None if options.get(k) is None else str(options[k]) for k in ("out", "metric"))
+    for file in write_report(plain[0], out, metric, latency, formats):
+        _say(f"written {file}")
     return 0
 
 
@@ -149,6 +177,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "convert": convert,
     "export": export,
     "teacher-scores": teacher_scores,
+    "report": report,
     "pairs": pairs,
     "doctor": doctor,
 }
