@@ -8,6 +8,14 @@ import sys
 
 from recbole_kd import compat
 
+OPTIONAL = {
+    "pyarrow": "files in parquet",
+    "statsmodels": "tests of significance",
+    "matplotlib": "figures of a report",
+    "jinja2": "a report as HTML",
+}
+"""Libraries that few runs need, and what for."""
+
 CPU_TORCH = "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 
 
@@ -23,8 +31,8 @@ def report() -> tuple[str, list[str]]:
     lines.append("Libraries")
     for name, (low, high) in compat.REQUIREMENTS.items():
         lines.append(f"  {name:<9} {_version(name):<14} admitted: >={low},<{high}")
-    optional = "optional, for score files in parquet: pip install pyarrow"
-    lines.append(f"  {'pyarrow':<9} {_version('pyarrow'):<14} {optional}")
+    for name, what in OPTIONAL.items():
+        lines.append(f"  {name:<9} {_version(name):<14} optional, for {what}: pip install {name}")
     problems = compat.version_problems()
     if not (3, 10) <= sys.version_info[:2] <= (3, 11):
         problems.append(

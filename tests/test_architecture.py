@@ -119,6 +119,17 @@ def test_statistics_are_of_arrays_alone() -> None:
     assert ours("statistics.py") == {"errors", "optional"}
 
 
+def test_the_tables_of_a_report_are_data() -> None:
+    assert packages("reporting/tables.py") == {"recbole_kd"}
+    assert packages("reporting/page.py") == set()
+
+
+def test_optional_libraries_are_asked_for_where_they_are_needed() -> None:
+    """An import would make all of the package need them."""
+    optional = {"jinja2", "matplotlib", "pyarrow", "statsmodels"}
+    assert {name for name in TREES if packages(name) & optional} == set()
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_know_neither_recbole_nor_each_other(name: str) -> None:
     assert packages(name) <= {"torch", "recbole_kd"}

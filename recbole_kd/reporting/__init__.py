@@ -79,10 +79,12 @@ def _csv(results: Results) -> dict[str, str]:
 
 
 def _write_figures(page: Page, folder: Path, formats: Sequence[str]) -> None:
-    """Write the figures that the other files name; the HTML page has them inside."""
+    """Write the figures that Markdown and LaTeX name; the HTML page has them inside."""
+    endings = ["svg"] if set(formats) & {"md", "html"} else []
+    endings += ["pdf"] if "tex" in formats else []
     for part in (part for section in page.sections for part in section.parts):
         if isinstance(part, Picture):
-            for ending, content in (("svg", part.svg), ("pdf", part.pdf)):
-                if ending == "svg" or "tex" in formats:
-                    file = folder / f"{part.name}.{ending}"
-                    checkpoint.write_bytes_atomically(file, lambda f, c=content: f.write(c))
+            for ending in endings:
+                content = part.drawn(ending)
+                file = folder / f"{part.name}.{ending}"
+                checkpoint.write_bytes_atomically(file, lambda f, c=content: f.write(c))

@@ -191,7 +191,8 @@ def _compression(results: Results, block: Block, measured: Mapping[str, Measured
             reasons[row.name] = one.reason
     caption = f"Accuracy, size and speed; top-{K} of all items"
     if results.timed:
-        caption += f" on {torch.get_num_threads()} thread(s) of this machine"
+        threads = torch.get_num_threads()
+        caption += f" on this machine, {threads} thread{'s' if threads > 1 else ''}"
     parts: list[Part] = [Grid(f"{caption}.", header, rows)]
     if reasons:
         parts.append(Notes([f"{name}: {reason}" for name, reason in reasons.items()]))

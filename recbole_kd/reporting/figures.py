@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from recbole_kd.benchmark.records import REFERENCE, SCRATCH_STUDENT, TEACHER
@@ -84,14 +85,20 @@ def _figure(height: float, columns: int = 1, **more: Any) -> Iterator[tuple[Any,
     figure_module = library("matplotlib.figure", "report: a figure")
     with library("matplotlib", "report: a figure").rc_context(SETTINGS):
         figure = figure_module.Figure(figsize=(WIDTH, height), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
         yield figure, figure.subplots(1, columns, squeeze=False, **more)[0]
 
 
 def _picture(figure: Any, name: str, caption: str) -> Picture:
-    svg, pdf = io.BytesIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
-    return Picture(name, caption, svg.getvalue(), pdf.getvalue())
+    @cache
+    def drawn(form: str) -> bytes:
+        file = io.BytesIO()
+        undated = {"Date" if form == "svg" else "CreationDate": None}
+        with library("matplotlib", "report: a figure").rc_context(SETTINGS):
+            figure.savefig(file, format=form, metadata=undated)
+        return file.getvalue()
+
+    return Picture(name, caption, drawn)
 
 
 # -- bars --------------------------------------------------------------------------------------
@@ -114,7 +121,8 @@ def bars(
             values = list(row.values(metric).values())
             summary, colour = summarise(values), styles[row.name].colour
             hatch = "///" if row.kind == REFERENCE else None
-            axes.barh(place, summary.mean, 0.68, color=colour, alpha=0.55, hatch=hatch)
+            alpha = 0.95 if colour == OURS else 0.6
+            axes.barh(place, summary.mean, 0.68, color=colour, alpha=alpha, hatch=hatch)
             if summary.deviation is not None:
                 error = {"capsize": 3, "elinewidth": 1.2, "ecolor": "#1A1A1A"}
                 axes.errorbar(summary.mean, place, xerr=summary.deviation, fmt="none", **error)
@@ -157,6 +165,7 @@ def training(
                 (drawn,) = axes.plot(epochs, values, **line, **marker)
                 handles.setdefault(row, drawn)
             axes.set_title(title, fontsize=9)
+            axes.set_ylim(bottom=0)
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
         _legend(figure, handles)
@@ -227,15 +236,20 @@ def pareto(
         handles = {}
         for row, (size, value) in points.items():
             look = styles[row]
-            one = {"color": look.colour, "marker": look.marker, "markersize": 7}
+            one = {
+                "color": look.colour,
+                "marker": look.marker,
+                "markersize": 9 if look.marker == "*" else 7,
+            }
             edge = {"markeredgecolor": "white", "markeredgewidth": 0.6, "linestyle": "none"}
             (handles[row],) = axes.plot([size], [value], **one, **edge)
         axes.set_xscale("log")
         sizes = [size for size, _ in points.values()]
         axes.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)
+        steps = (1.0, 2.0, 5.0) if max(sizes) < 100 * min(sizes) else (1.0,)
+        axes.xaxis.get_major_locator().set_params(subs=steps)
         axes.xaxis.set_major_formatter(_short_number)
-        axes.xaxis.set_minor_formatter(_short_number if max(sizes) < 30 * min(sizes) else "")
-        axes.set_ylim(bottom=0)
+        axes.xaxis.set_minor_formatter("")
         axes.set_xlabel("parameters")
         axes.set_ylabel(f"test {metric}")
         _legend(figure, handles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -60,14 +61,12 @@ class Picture:
     Attributes:
         name: Name of its file, without ending.
         caption: What it shows, in a sentence or two.
-        svg: The figure as SVG.
-        pdf: The same as PDF, for LaTeX.
+        drawn: The figure as ``svg`` or ``pdf``, drawn when it is first asked for.
     """
 
     name: str
     caption: str
-    svg: bytes
-    pdf: bytes
+    drawn: Callable[[str], bytes]
 
 
 Part = Grid | Notes | Command | Picture

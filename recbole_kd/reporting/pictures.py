@@ -14,7 +14,7 @@ from recbole_kd.reporting.results import Results
 from recbole_kd.reporting.tables import rows_of
 
 LOGGED = {
-    "ndcg@10_vs_teacher": "NDCG@10 against the teacher's ranking",
+    "ndcg@10_vs_teacher": "NDCG@10 vs. teacher's ranking",
     "overlap_topk": "overlap of the top-K lists",
     "weight_g": "weight g",
 }

@@ -41,7 +41,7 @@ def markdown(page: Page) -> str:
 
 def md_escape(text: str) -> str:
     """A text in which nothing is Markdown or HTML."""
-    escaped = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", " ".join(text.split()))
+    escaped = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", " ".join(text.split()))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -145,5 +145,6 @@ def _kind(part: Any) -> str:
     return type(part).__name__
 
 
-def _as_data(svg: bytes) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
+def _as_data(picture: Picture) -> str:
+    coded = base64.b64encode(picture.drawn("svg")).decode("ascii")
+    return f"data:image/svg+xml;base64,{coded}"

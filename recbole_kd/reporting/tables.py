@@ -103,12 +103,15 @@ def make_table(bench: Benchmark, block: Block, group: str, rankings: Rankings) -
     """
     rows = rows_of(bench, block, group)
     means = {metric: _means(rows, metric) for metric in block.metrics}
-    lines = [_line(bench, block, row, rows, means) for row in rows]
     ours = next((row for row in rows if row.name == bench.ours), None)
-    improvements = {}
+    baselines = []
     if ours is not None and group == MAIN:
-        improvements = _improvements(ours, rows, means)
-    tests = [] if ours is None or not ours.runs else _tests(bench.metric, ours, rows, rankings)
+        baselines = [row for row in rows if row.is_student and row is not ours]
+    lines = [_line(bench, block, row, rows, baselines, means) for row in rows]
+    improvements = {} if ours is None else _improvements(ours, baselines, means)
+    # Those that stand beside a group are compared with ours in the main table.
+    others = [row for row in block.of_group(group) if row.is_student and row is not ours]
+    tests = [] if ours is None else _tests(bench.metric, ours, others, rankings)
     return Table(block.dataset, block.pair, group, block.metrics, lines, improvements, tests)
 
 
@@ -149,16 +152,16 @@ def _line(
     block: Block,
     row: Row,
     rows: Sequence[Row],
+    baselines: Sequence[Row],
     means: Mapping[str, Mapping[str, float]],
 ) -> Line:
     students = [one for one in rows if one.is_student]
-    baselines = [one for one in students if one.name != bench.ours]
     paper = bench.paper(block, row.name)
     cells = {
         metric: Cell(
             summarise(list(row.values(metric).values())),
             best=row.name in _best(students, found),
-            best_baseline=bench.ours is not None and row.name in _best(baselines, found),
+            best_baseline=row.name in _best(baselines, found),
             paper=paper.get(metric),
         )
         for metric, found in means.items()
@@ -167,9 +170,8 @@ def _line(
 
 
 def _improvements(
-    ours: Row, rows: Sequence[Row], means: Mapping[str, Mapping[str, float]]
+    ours: Row, baselines: Sequence[Row], means: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Improvement]:
-    baselines = [row for row in rows if row.is_student and row.name != ours.name]
     result = {}
     for metric, found in means.items():
         best = next((r.name for r in baselines if r.name in _best(baselines, found)), None)
@@ -183,7 +185,7 @@ def _improvements(
 
 
 def _tests(metric: str, ours: Row, rows: Sequence[Row], rankings: Rankings) -> list[Versus]:
-    others = [row for row in rows if row.is_student and row.name != ours.name and row.runs]
+    others = [row for row in rows if row.runs] if ours.runs else []
     seeds = [_common(metric, ours, other) for other in others]
     pairs = list(zip(others, seeds, strict=True))
     seedwise = correct([_seed_test(metric, ours, other, common) for other, common in pairs])
@@ -215,7 +217,7 @@ def _user_test(
     users, (first, second) = align(found)
     result = by_user(first, second)
     left_out = max(len(names) for names, _ in found) - len(users)
-    return replace(result, reason=f"{left_out} users without a pair") if left_out else result
+    return replace(result, reason=f"users without a pair: {left_out}") if left_out else result
 
 
 # -- the teacher's share -----------------------------------------------------------------------
