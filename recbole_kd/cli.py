@@ -142,11 +142,11 @@ def report(arguments: Sequence[str]) -> int:
         raise KDError(f"report: found {len(plain)} folders; allowed is one, a benchmark's")
     options = parse_arguments([a for a in arguments if a.startswith("--")])
     _refuse_others("report", options, ("out", "metric", "latency", "formats"))
-    latency, formats = options.get("latency", True), options.get("formats", FORMATS)
+    latency, formats = options.get("latency", True), options.get("formats") or FORMATS
     if not isinstance(latency, bool):
         raise KDError(f"--latency={latency}: allowed are True and False")
-    if isinstance(formats, str):
-        formats = [word.strip() for word in formats.split(",")]
+    if not isinstance(formats, list | tuple):
+        formats = [word.strip() for word in str(formats).split(",")]
     out, metric = (None if options.get(k) is None else str(options[k]) for k in ("out", "metric"))
     for file in write_report(plain[0], out, metric, latency, formats):
         _say(f"written {file}")

@@ -36,7 +36,7 @@ for name in ("matplotlib", "jinja2", "statsmodels"):
 pa, pq = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
 
 KINDS = {"Teacher": "teacher", "Scratch": "scratch", "ItemKNN": "reference"}
-ODD = "A_B <b> 50% & $x$ #1 {y} ~ ^ | \\ *z* `q`"
+ODD = "[A_B] <b> 50% & $x$ #1 {y} ~ ^ | \\ *z* `q`"
 """A name in which every character means something to one of the formats."""
 
 
@@ -361,6 +361,18 @@ def test_hardly_anything_makes_a_report(values: dict[str, Any], tmp_path: Path) 
     }
 
 
+def test_numbers_of_users_that_are_none_leave_their_part_out(tmp_path: Path) -> None:
+    make_bench(tmp_path, {"RCEKD": {}, "CE": {}})
+    put_users(tmp_path, "RCEKD", 0, {"a": 0.4, "b": 0.2})
+    put_users(tmp_path, "CE", 0, {"a": 0.1, "b": 0.2})
+    broken = tmp_path / "runs/d/CE-0/per_user.parquet"
+    pq.write_table(pa.table({"user": ["a", "b"], "ndcg@10": [0.1, math.nan]}), broken)
+    reason = "per\\_user.parquet of CE, seed 0 has a ndcg@10 that is no finite number"
+    assert f"by user, against CE: {reason}" in written(tmp_path, "md")
+    broken.write_bytes(b"PAR1")
+    assert "per\\_user.parquet of CE, seed 0 cannot be read" in written(tmp_path, "md")
+
+
 def test_rows_the_file_does_not_name_come_last(tmp_path: Path) -> None:
     folder = make_bench(tmp_path, {"CE": {0: 0.1}})
     put(folder, "Old", 0, 0.2)
@@ -442,15 +454,15 @@ def test_names_mean_nothing_to_a_format(tmp_path: Path) -> None:
     assert not {"i", "script", "link"} & set(page.tags)
     assert all(link.startswith(("#", "data:")) for link in page.links)
     tex = found["tex"]
-    assert r"A\_B \textless{}b\textgreater{} 50\% \& \$x\$ \#1 \{y\} \textasciitilde{}" in tex
+    assert r"{[}A\_B{]} \textless{}b\textgreater{} 50\% \& \$x\$ \#1 \{y\} \textasciitilde" in tex
     for line in (line for line in tex.splitlines() if not line.startswith("%")):
         bare = re.sub(r"\\[&%$#_{}\\]", "", line)
         assert bare.count("{") == bare.count("}")
         assert re.search(r"[#%^~<>|]", bare) is None, line
-    rows = [line for line in found["md"].splitlines() if line.startswith("| A")]
+    rows = [line for line in found["md"].splitlines() if line.startswith(r"| \[A")]
     assert len(rows) >= 2
     for row in rows:
-        assert r"A\_B &lt;b&gt; 50% &amp; \$x\$ \#1 {y} \~ ^ \| \\ \*z\* \`q\`" in row
+        assert r"\[A\_B\] &lt;b&gt; 50% &amp; \$x\$ \#1 {y} \~ ^ \| \\ \*z\* \`q\`" in row
         assert len(re.findall(r"(?<!\\)\|", row)) in (4, 8, 9)
 
 

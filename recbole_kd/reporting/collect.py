@@ -149,7 +149,7 @@ def collect(folder: Path, metric: str | None = None) -> Benchmark:
         raise KDError(f"report: found no {SPEC_FILE} in {folder}; allowed is a benchmark's folder")
     spec = read_yaml(folder / SPEC_FILE)
     found, damaged = _records(folder)
-    seeds = tuple(int(s) for s in _list(spec, "seeds")) or tuple(sorted({r.seed for r in found}))
+    seeds = tuple(_list(spec, "seeds")) or tuple(sorted({r.seed for r in found}))
     rows = _rows(spec, found)
     blocks = tuple(_block(*place, rows, found, seeds) for place in _places(spec, found))
     chosen = str(metric or spec.get("metric") or "ndcg@10").lower()
@@ -206,7 +206,7 @@ def _sound(record: Record) -> bool:
     """Whether what is counted on has the form it should."""
     numbers = record.test_result.values() if isinstance(record.test_result, dict) else [None]
     finite = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
-    return finite and isinstance(record.seed, int)
+    return finite and isinstance(record.seed, int) and isinstance(record.provenance, dict)
 
 
 def _rows(spec: Mapping[str, Any], found: Iterable[Record]) -> list[Row]:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_kd import checkpoint, deploy
-from recbole_kd.errors import KDError
+from recbole_kd import deploy
 from recbole_kd.report import top_k_timer
 from recbole_kd.reporting.collect import MAIN, Block, Row
 
@@ -95,10 +94,15 @@ def measure(folder: Path, row: Row, timed: bool) -> Measured:
     if not run.folder or not file.is_file():
         return Measured(row.name, parameters=run.parameters, reason="there is no best.pt")
     try:
-        loaded = deploy.load_model(file)
-    except KDError as error:
-        reason = str(error).replace(f"{folder}/", "")
+        return _measure(row.name, seed, file, timed)
+    except Exception as error:  # a model's own code can raise anything, and is one row of many
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = reason.replace(f"{folder}/", "")
         return Measured(row.name, seed, run.parameters, reason=reason)
+
+
+def _measure(name: str, seed: int, file: Path, timed: bool) -> Measured:
+    loaded = deploy.load_model(file)
     parameters = list(loaded.model.parameters())
     one = batch = None
     if timed:
@@ -106,11 +110,11 @@ def measure(folder: Path, row: Row, timed: bool) -> Measured:
         one = latency(loaded.scorer, users[len(users) // 2 :][:1])
         batch = latency(loaded.scorer, users)
     return Measured(
-        row=row.name,
+        row=name,
         seed=seed,
         parameters=sum(p.numel() for p in parameters),
         weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
-        file_bytes=checkpoint.file_in(file).stat().st_size,
+        file_bytes=file.stat().st_size,
         one=one,
         batch=batch,
         reason="it cannot rank from the user alone" if timed and one is None else "",

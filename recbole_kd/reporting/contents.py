@@ -19,6 +19,9 @@ from recbole_kd.statistics import Comparison
 
 NOTHING = "-"
 
+EFFORT = {"seconds": "seconds", "epochs": "epochs", "best epoch (from 0)": "best_epoch"}
+"""Columns of the table of trainings, and where a record has them."""
+
 
 def make_page(results: Results) -> Page:
     """The page of a report.
@@ -85,7 +88,8 @@ def _main_grid(bench: Benchmark, table: Table) -> Grid:
             for one in found
         ]
         rows.append([Text("improvement"), Text(""), *cells])
-    caption = "Test metrics, mean ± spread over the seeds; best student bold"
+    caption = f"{table.dataset}, {table.pair}: test metrics, mean ± spread over the seeds"
+    caption += "; best student bold"
     if bench.ours is not None and table.group == MAIN:
         caption += f", best without {bench.ours} underlined"
     return Grid(f"{caption}.", ["", "seeds", *table.metrics], rows)
@@ -149,7 +153,8 @@ def _test_parts(bench: Benchmark, table: Table) -> list[Part]:
             *(_p(one.by_user.corrected), _effect(one.by_user.effect_size)),
         ]
         rows.append([Text(text) for text in texts])
-    caption = f"Paired t-tests of {bench.ours}, test {bench.metric}; p after Holm's correction."
+    caption = f"{table.dataset}, {table.pair}: paired t-tests of {bench.ours}, test "
+    caption += f"{bench.metric}; p after Holm's correction."
     reasons = _reasons("by seed", [(one.row, one.by_seed) for one in table.tests])
     reasons += _reasons("by user", [(one.row, one.by_user) for one in table.tests])
     parts: list[Part] = [Grid(caption, header, rows)]
@@ -189,7 +194,7 @@ def _compression(results: Results, block: Block, measured: Mapping[str, Measured
         rows.append([Text(text) for text in texts])
         if one.reason:
             reasons[row.name] = one.reason
-    caption = f"Accuracy, size and speed; top-{K} of all items"
+    caption = f"{block.dataset}, {block.pair}: accuracy, size and speed; top-{K} of all items"
     if results.timed:
         threads = torch.get_num_threads()
         caption += f" on this machine, {threads} thread{'s' if threads > 1 else ''}"
@@ -235,6 +240,7 @@ def _definitions(results: Results) -> list[str]:
         "Teacher's kept: metric over the teacher's. Gap closed: (metric - scratch) / (teacher - "
         f"scratch); '{NOTHING}' where the teacher is not above the scratch student. Both over the "
         "seeds that the rows share.",
+        "Every run's folder holds resolved.yaml: all of its options, also those left at default.",
         "Parameters: learned numbers. Weights: their bytes in memory. best.pt: bytes on disk, "
         "with tokens and train history. Of the first seed of each row.",
     ]
@@ -266,7 +272,9 @@ def _provenance(results: Results) -> list[Section]:
         facts = provenance.of_data(block, measured, results.rankings)
         if facts:
             place = f"{block.dataset}, {block.pair}"
-            sections[0].parts.append(_facts(f"Data of {place}.", facts))
+            caption = f"Data of {place}, as the models of the first seeds hold them."
+            sections[0].parts.append(_facts(caption, facts))
+        sections[0].parts.extend(_effort(block))
         sections[0].parts.extend(_run_commands(block, seen))
     return sections
 
@@ -274,6 +282,23 @@ def _provenance(results: Results) -> list[Section]:
 def _facts(caption: str, facts: provenance.Facts) -> Grid:
     rows: list[list[Text]] = [[Text(name), Text(value)] for name, value in facts]
     return Grid(caption, ["", "value"], rows, prose=True)
+
+
+def _effort(block: Block) -> list[Part]:
+    """Wall time and epochs of each row."""
+    rows = []
+    for row in block.rows:
+        runs = list(row.runs.values())
+        columns = [[getattr(run, name) for run in runs] for name in EFFORT.values()]
+        if any(value is not None for column in columns for value in column):
+            cells = [Text(_mean([v for v in column if v is not None])) for column in columns]
+            rows.append([Text(row.name), Text(str(len(runs))), *cells])
+    caption = f"Training, {block.dataset}, {block.pair}: means over the runs."
+    return [Grid(caption, ["", "runs", *EFFORT], rows)] if rows else []
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):,.1f}" if values else NOTHING
 
 
 def _run_commands(block: Block, seen: set[str]) -> list[Part]:

@@ -204,7 +204,10 @@ def _column(path: Path, name: str, what: str) -> Array:
     try:
         if name not in arrow.parquet.read_schema(path).names:
             raise Absent(f"{what} has no column {name}")
-        return arrow.parquet.read_table(path, columns=[name])[name].to_numpy()
+        found = arrow.parquet.read_table(path, columns=[name])[name].to_numpy()
     except (arrow.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise Absent(f"{what} cannot be read ({reason})") from error
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise Absent(f"{what} has a {name} that is no finite number")
+    return found

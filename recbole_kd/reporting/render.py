@@ -22,6 +22,8 @@ LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "[": "{[}",  # at the beginning of a line it would be an argument of the line before
+    "]": "{]}",
     "±": r"$\pm$",
     "→": r"$\to$",
 }
@@ -105,7 +107,8 @@ def _tex_part(part: Part) -> list[str]:
             rf"  \caption{{{tex_escape(part.caption)}}}",
             r"\end{figure}",
         ]
-    columns = "l" + ("l" if part.prose else "r") * (len(part.header) - 1)
+    width = r"p{0.7\linewidth}" if part.prose else "r"
+    columns = "l" + width * (len(part.header) - 1)
     return [
         r"\begin{table*}",
         r"  \centering",
