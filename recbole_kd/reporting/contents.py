@@ -244,20 +244,22 @@ def _definitions(results: Results) -> list[str]:
         "Parameters: learned numbers. Weights: their bytes in memory. best.pt: bytes on disk, "
         "with tokens and train history. Of the first seed of each row.",
     ]
-    if results.timed:
-        counts = [
-            one.repeats
-            for found in results.measured.values()
-            for m in found.values()
-            for one in (m.one, m.batch)
-            if one is not None
-        ]
-        span = f"{min(counts)} to {max(counts)}" if counts else "no"
-        lines.append(
-            f"Latency: scoring all items and taking the top {K}, from user ids to item ids, after "
-            f"warm-up, {span} requests; what does not depend on the request is computed before."
-        )
-    return lines
+    return [*lines, _latency_note(results)] if results.timed else lines
+
+
+def _latency_note(results: Results) -> str:
+    counts = [
+        one.repeats
+        for found in results.measured.values()
+        for measured in found.values()
+        for one in (measured.one, measured.batch)
+        if one is not None
+    ]
+    span = f"{min(counts)} to {max(counts)}" if counts else "no"
+    return (
+        f"Latency: scoring all items and taking the top {K}, from user ids to item ids, after "
+        f"warm-up, {span} requests; what does not depend on the request is computed before."
+    )
 
 
 def _provenance(results: Results) -> list[Section]:
