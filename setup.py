@@ -19,7 +19,7 @@ setup(
     python_requires=">=3.10,<3.12",
     packages=[*find_packages(include=["recbole_kd", "recbole_kd.*"]), PROPERTIES],
     package_dir={PROPERTIES: "properties"},
-    package_data={PROPERTIES: ["**/*.yaml"], "recbole_kd": ["py.typed"]},
+    package_data={PROPERTIES: ["**/*.yaml"], "recbole_kd": ["py.typed", "reporting/*.j2"]},
     # The same table as recbole_kd.compat.REQUIREMENTS; a test compares them.
     install_requires=[
         "recbole>=1.2.1,<1.3",
@@ -37,11 +37,15 @@ setup(
         # No requirement: its current builds refuse numpy 1, and .csv and .npz do without.
         "parquet": ["pyarrow>=14"],
         "benchmark": ["pyarrow>=14", "rich>=13"],
+        "report": ["jinja2>=3", "matplotlib>=3.7", "pyarrow>=14", "statsmodels>=0.14"],
         "tune": ["optuna>=4"],
         "test": [
+            "jinja2>=3",
+            "matplotlib>=3.7",
             "optuna>=4",
             "pyarrow>=14",
             "rich>=13",
+            "statsmodels>=0.14",
             "pytest>=8",
             "pytest-xdist>=3",
             "ruff>=0.6",

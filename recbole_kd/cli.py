@@ -1,4 +1,4 @@
-"""The command line: ``recbole-kd train | benchmark | convert | export | ...``; see ``USAGE``."""
+"""The command line: ``recbole-kd train | benchmark | report | tune | ...``; see ``USAGE``."""
 
 from __future__ import annotations
 
@@ -41,6 +41,9 @@ recbole-kd: knowledge distillation for RecBole models
   recbole-kd teacher-scores <run folder or checkpoint> <scores.parquet | .csv | .npz>
       write a model's best items of every user, for --teacher=scores.parquet
       --top_k=500 --mask_train=False --memory_budget_gb=0.1
+  recbole-kd report <folder of a benchmark>
+      tables, tests, sizes, latencies and figures, in <folder>/report
+      --out=FOLDER --metric=ndcg@20 --latency=False --formats=md,tex,csv,html
   recbole-kd pairs
       which method works with which teacher and student
   recbole-kd doctor
@@ -196,6 +199,24 @@ def teacher_scores(arguments: Sequence[str]) -> int:
     return 0
 
 
+def report(arguments: Sequence[str]) -> int:
+    """``recbole-kd report``: the report of a benchmark's folder."""
+    from recbole_kd.reporting import FORMATS, write_report
+
+    (folder,), options = _split(
+        arguments, "report", ("folder",), ("out", "metric", "latency", "formats")
+    )
+    latency, formats = options.get("latency", True), options.get("formats") or FORMATS
+    if not isinstance(latency, bool):
+        raise KDError(f"--latency={latency}: allowed are True and False")
+    if not isinstance(formats, list | tuple):
+        formats = [word.strip() for word in str(formats).split(",")]
+    out, metric = (None if options.get(k) is None else str(options[k]) for k in ("out", "metric"))
+    for file in write_report(folder, out, metric, latency, formats):
+        _say(f"written {file}")
+    return 0
+
+
 def pairs(arguments: Sequence[str]) -> int:
     """``recbole-kd pairs``: which method works with which teacher and student."""
     from recbole_kd.pairs import tables
@@ -222,6 +243,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "convert": convert,
     "export": export,
     "teacher-scores": teacher_scores,
+    "report": report,
     "pairs": pairs,
     "doctor": doctor,
 }

@@ -8,10 +8,17 @@ import sys
 
 from recbole_kd import compat
 
-CPU_TORCH = "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+OPTIONAL = {
+    "pyarrow": "files in parquet",
+    "statsmodels": "tests of significance",
+    "matplotlib": "figures of a report",
+    "jinja2": "a report as HTML",
+    "rich": "the live table of a benchmark",
+    "optuna": "recbole-kd tune",
+}
+"""Libraries that few runs need, and what for."""
 
-OPTIONAL = {"pyarrow": "for score files in parquet", "optuna": "for recbole-kd tune"}
-"""Libraries that few runs need, and which."""
+CPU_TORCH = "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 
 
 def report() -> tuple[str, list[str]]:
@@ -26,8 +33,8 @@ def report() -> tuple[str, list[str]]:
     lines.append("Libraries")
     for name, (low, high) in compat.REQUIREMENTS.items():
         lines.append(f"  {name:<9} {_version(name):<14} admitted: >={low},<{high}")
-    for name, use in OPTIONAL.items():
-        lines.append(f"  {name:<9} {_version(name):<14} optional, {use}: pip install {name}")
+    for name, what in OPTIONAL.items():
+        lines.append(f"  {name:<9} {_version(name):<14} optional, for {what}: pip install {name}")
     problems = compat.version_problems()
     if not (3, 10) <= sys.version_info[:2] <= (3, 11):
         problems.append(

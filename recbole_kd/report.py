@@ -66,19 +66,38 @@ def latency(scorer: Scorer, users: Any, k: int = 10) -> float | None:
 
     Representations that do not depend on the request (propagated embeddings) are computed before.
     """
-    scorer.model.eval()
-    one = users[:1].to(scorer.device)
-    try:
-        scorer.score_all(scorer.encode_now(one))
-    except KDError:
+    timer = top_k_timer(scorer, users[:1], k)
+    if timer is None:
         return None
     with scorer.step():
-        timer = Timer(
-            "s = scorer.score_all(scorer.encode_now(user)); s.topk(k, dim=1)",
-            globals={"scorer": scorer, "user": one, "k": min(k, scorer.n_items)},
-            num_threads=torch.get_num_threads(),
-        )
         return timer.blocked_autorange(min_run_time=0.2).median * 1e3
+
+
+@torch.no_grad()
+def top_k_timer(scorer: Scorer, users: Any, k: int = 10) -> Timer | None:
+    """A timer of ranking all items for some users and taking the best ``k`` of each.
+
+    It is run inside ``scorer.step()``, without gradient, on the threads torch has.
+
+    Args:
+        scorer: A model's scorer; the model is put in eval mode.
+        users: User ids, ``[n]``.
+        k: Length of the lists.
+
+    Returns:
+        The timer; ``None`` for a model that needs more than the user.
+    """
+    scorer.model.eval()
+    users = users.to(scorer.device)
+    try:
+        scorer.score_all(scorer.encode_now(users))
+    except KDError:
+        return None
+    return Timer(
+        "s = scorer.score_all(scorer.encode_now(users)); s.topk(k, dim=1)",
+        globals={"scorer": scorer, "users": users, "k": min(k, scorer.n_items)},
+        num_threads=torch.get_num_threads(),
+    )
 
 
 def table(rows: list[Row], metric: str, reference_role: str = "teacher") -> str:

@@ -12,15 +12,15 @@ difference again, for these users? By user: would other users, for these trained
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import special
+from scipy import stats
 
 from recbole_kd.errors import KDError
+from recbole_kd.optional import library
 
 Array = np.ndarray[Any, Any]
 
@@ -178,17 +178,17 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         The corrected p of each, in the order given, at most 1; ``None`` stays.
 
     Raises:
-        KDError: A p is not between 0 and 1.
+        KDError: A p is not between 0 and 1, or statsmodels is missing.
     """
     known = [n for n, p in enumerate(p_values) if p is not None]
     given = np.array([p_values[n] for n in known], dtype=np.float64)
     if not ((given >= 0) & (given <= 1)).all():
         raise KDError(f"Holm's correction: found the p {given.tolist()}; allowed are 0 to 1")
-    order = np.argsort(given, kind="stable")
-    steps = given[order] * np.arange(len(given), 0, -1)
     corrected: list[float | None] = [None] * len(p_values)
-    for place, p in zip(order, np.maximum.accumulate(steps).clip(max=1), strict=True):
-        corrected[known[place]] = float(p)
+    if known:
+        tests = library("statsmodels.stats.multitest", "Holm's correction")
+        for place, p in zip(known, tests.multipletests(given, method="holm")[1], strict=True):
+            corrected[place] = float(p)
     return corrected
 
 
@@ -218,10 +218,8 @@ def _compare(
     if deviation <= ROUNDING * max(np.abs(one).max(), np.abs(two).max()):
         same = "zero" if not differences.any() else "the same"
         return Comparison(pairs, mean, reason=f"the differences of all {pairs} {of}s are {same}")
-    effect = mean / deviation
-    statistic = effect * math.sqrt(pairs)
-    p_value = 2 * float(special.stdtr(pairs - 1, -abs(statistic)))
-    return Comparison(pairs, mean, effect, statistic, p_value)
+    test = stats.ttest_rel(one, two)
+    return Comparison(pairs, mean, mean / deviation, float(test.statistic), float(test.pvalue))
 
 
 def _numbers(values: Sequence[Any] | Array, what: str, *dimensions: int) -> Array:

@@ -117,7 +117,18 @@ def test_sparse_matrices_need_scipy_and_hardly_anything_of_ours() -> None:
 
 def test_statistics_are_of_arrays_alone() -> None:
     assert packages("statistics.py") <= {"numpy", "scipy", "recbole_kd"}
-    assert ours("statistics.py") == {"errors"}
+    assert ours("statistics.py") == {"errors", "optional"}
+
+
+def test_the_tables_of_a_report_are_data() -> None:
+    assert packages("reporting/tables.py") == {"recbole_kd"}
+    assert packages("reporting/page.py") == set()
+
+
+def test_optional_libraries_are_asked_for_where_they_are_needed() -> None:
+    """An import would make all of the package need them."""
+    optional = {"jinja2", "matplotlib", "pyarrow", "statsmodels"}
+    assert {name for name in TREES if packages(name) & optional} == set()
 
 
 def test_the_search_has_rooms() -> None:

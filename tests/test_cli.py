@@ -168,7 +168,7 @@ def test_help(capsys: pytest.CaptureFixture[str], command_name: str) -> None:
     [
         (
             ["trian"],
-            ["'trian' is no command", "'train'", "export, teacher-scores, pairs, doctor"],
+            ["'trian' is no command", "'train'", "export, teacher-scores, report, pairs, doctor"],
         ),
         (["--model=RCEKD"], ["'--model=RCEKD' is no command"]),
         (["train"], ["--dataset is missing"]),

@@ -1,0 +1,654 @@
+"""The report: tables by hand, gaps, names that mean something to a format, and real runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import yaml
+
+from recbole_kd.benchmark import records
+from recbole_kd.benchmark.records import FAILED, Record
+from recbole_kd.cli import main
+from recbole_kd.errors import KDError
+from recbole_kd.quick_start import run_recbole_kd
+from recbole_kd.reporting import published, render, write_report
+from recbole_kd.reporting.collect import Benchmark, Block, Row, collect
+from recbole_kd.reporting.compression import percentiles, typical_users
+from recbole_kd.reporting.curves import curve
+from recbole_kd.reporting.figures import pareto_front
+from recbole_kd.reporting.page import Text
+from recbole_kd.reporting.rankings import Absent, Groups, Rankings, align
+from recbole_kd.reporting.tables import Table, make_table, shares
+
+for name in ("matplotlib", "jinja2", "statsmodels"):
+    pytest.importorskip(name)
+pa, pq = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+
+KINDS = {"Teacher": "teacher", "Scratch": "scratch", "ItemKNN": "reference"}
+ODD = "[A_B] <b> 50% & $x$ #1 {y} ~ ^ | \\ *z* `q`"
+"""A name in which every character means something to one of the formats."""
+
+
+def make_bench(folder: Path, values: Mapping[str, Mapping[int, Any]], **more: Any) -> Path:
+    """A folder with a record of NDCG@10, or of the metrics given, for each row and seed."""
+    groups = more.pop("groups", {})
+    spec = {
+        "name": "a look",
+        "command": "recbole-kd benchmark look.yaml",
+        "protocol": "rcekd",
+        "seeds": [0, 1, 2],
+        "datasets": ["d"],
+        "pairs": {"MF-MF": {"teacher": "BPR", "student": "BPR"}},
+        "rows": [
+            {"name": n, "group": groups.get(n, "main"), "kind": kind(n), "model": "X"}
+            for n in values
+        ],
+        "ours": "RCEKD",
+        "metric": "ndcg@10",
+        "published": None,
+        **more,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "benchmark.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    for row, seeds in values.items():
+        for seed, found in seeds.items():
+            put(folder, row, seed, found, group=groups.get(row, "main"))
+    return folder
+
+
+def kind(row: str) -> str:
+    return KINDS.get(row, "distilled")
+
+
+def put(bench: Path, row: str, seed: int, found: Any, **more: Any) -> None:
+    result = found if isinstance(found, dict) else {"ndcg@10": found}
+    record = Record("d", "MF-MF", row, seed, kind(row), test_result=result, **more)
+    records.write(records.file_of(bench, "d", "MF-MF", row, seed), record)
+
+
+def table_of(folder: Path, group: str = "main") -> Table:
+    bench = collect(folder)
+    return make_table(bench, bench.blocks[0], group, Rankings(folder))
+
+
+def marks(table: Table, metric: str = "ndcg@10") -> dict[str, str]:
+    """``B`` for best, ``u`` for best baseline."""
+    cells = {line.row.name: line.cells[metric] for line in table.lines}
+    return {n: "B" * c.best + "u" * c.best_baseline for n, c in cells.items()}
+
+
+VALUES = {
+    "Teacher": {0: 0.50, 1: 0.52, 2: 0.54},
+    "Scratch": {0: 0.20, 1: 0.22, 2: 0.24},
+    "ItemKNN": {0: 0.60},
+    "CE": {0: 0.30, 1: 0.32, 2: 0.34},
+    "DCD": {0: 0.40, 1: 0.36, 2: 0.38},
+    "RCEKD": {0: 0.42, 1: 0.42, 2: 0.45},
+}
+
+
+# -- the table ---------------------------------------------------------------------------------
+
+
+def test_the_main_table_by_hand(tmp_path: Path) -> None:
+    table = table_of(make_bench(tmp_path, VALUES))
+    cells = {line.row.name: line.cells["ndcg@10"] for line in table.lines}
+    assert list(cells) == list(VALUES)
+    assert cells["Teacher"].summary.mean == pytest.approx(0.52)
+    assert cells["Teacher"].summary.deviation == pytest.approx(0.02)
+    assert cells["RCEKD"].summary.mean == pytest.approx(0.43)
+    assert cells["RCEKD"].summary.deviation == pytest.approx(math.sqrt(3) / 100)
+    assert (cells["ItemKNN"].summary.mean, cells["ItemKNN"].summary.deviation) == (0.60, None)
+    wanted = {"RCEKD": "B", "DCD": "u", "Teacher": "", "ItemKNN": "", "Scratch": "", "CE": ""}
+    assert marks(table) == wanted
+    assert table.improvements["ndcg@10"].baseline == "DCD"
+    assert table.improvements["ndcg@10"].relative == pytest.approx(0.43 / 0.38 - 1)
+
+
+def test_tests_are_of_ours_against_each_other_student(tmp_path: Path) -> None:
+    """Against DCD the differences are 0.02, 0.06, 0.07: mean 0.05, deviation sqrt(7)/100."""
+    tests = {one.row: one for one in table_of(make_bench(tmp_path, VALUES)).tests}
+    assert list(tests) == ["Scratch", "CE", "DCD"]
+    found = tests["DCD"].by_seed
+    assert found.difference == pytest.approx(0.05)
+    assert found.effect_size == pytest.approx(5 / math.sqrt(7))
+    ps = {row: one.by_seed.p_value for row, one in tests.items()}
+    assert found.p_value == max(ps.values())
+    assert found.corrected == pytest.approx(found.p_value)  # the largest, times one
+    lowest = min(ps, key=lambda row: ps[row])
+    assert tests[lowest].by_seed.corrected == pytest.approx(3 * ps[lowest])
+    assert "has no folder" in tests["DCD"].by_user.reason
+
+
+def test_ties_are_all_marked_and_rounding_makes_none_best(tmp_path: Path) -> None:
+    values = {"CE": {0: 0.1 + 0.2}, "DCD": {0: 0.3}, "RCEKD": {0: 0.3}}
+    assert marks(table_of(make_bench(tmp_path, values))) == {"CE": "Bu", "DCD": "Bu", "RCEKD": "B"}
+
+
+def test_a_better_baseline_is_best_and_underlined(tmp_path: Path) -> None:
+    table = table_of(make_bench(tmp_path, {"RCEKD": {0: 0.2}, "CE": {0: 0.4}, "DCD": {0: 0.1}}))
+    assert marks(table) == {"RCEKD": "", "CE": "Bu", "DCD": ""}
+    assert table.improvements["ndcg@10"].relative == pytest.approx(-0.5)
+
+
+def test_without_ours_nothing_is_compared(tmp_path: Path) -> None:
+    table = table_of(make_bench(tmp_path, VALUES, ours=None))
+    assert (table.improvements, table.tests) == ({}, [])
+    assert {row for row, mark in marks(table).items() if mark} == {"RCEKD"}
+    assert marks(table)["RCEKD"] == "B"
+
+
+def test_metrics_have_their_own_best_and_baseline(tmp_path: Path) -> None:
+    values = {
+        "CE": {0: {"ndcg@10": 0.2, "recall@10": 0.9}},
+        "DCD": {0: {"ndcg@10": 0.3, "recall@10": 0.1}},
+        "RCEKD": {0: {"ndcg@10": 0.6, "recall@10": 0.0}},
+    }
+    table = table_of(make_bench(tmp_path, values))
+    assert marks(table, "recall@10") == {"CE": "Bu", "DCD": "", "RCEKD": ""}
+    found = {metric: one.baseline for metric, one in table.improvements.items()}
+    assert found == {"ndcg@10": "DCD", "recall@10": "CE"}
+    assert table.improvements["ndcg@10"].relative == pytest.approx(1)
+
+
+def test_a_baseline_of_zero_has_no_improvement(tmp_path: Path) -> None:
+    table = table_of(make_bench(tmp_path, {"RCEKD": {0: 0.2}, "CE": {0: 0.0}}))
+    assert table.improvements["ndcg@10"].relative is None
+
+
+def test_one_seed_has_no_spread_and_no_test(tmp_path: Path) -> None:
+    values = {row: {0: seeds[0]} for row, seeds in VALUES.items()}
+    folder = make_bench(tmp_path, values, seeds=[0])
+    (one,) = {v.by_seed.reason for v in table_of(folder).tests}
+    assert one == "one seed; a test needs two"
+    text = written(folder, "md")
+    assert "0.4200" in text
+    assert re.search(r"\d ± \d", text) is None
+    assert "by seed, against Scratch, CE, DCD: one seed; a test needs two" in text
+
+
+def test_tests_use_the_seeds_that_both_have(tmp_path: Path) -> None:
+    values = {"RCEKD": {0: 0.5, 1: 0.6, 2: 0.9}, "CE": {0: 0.3, 2: 0.4, 7: 0.1}, "RD": {9: 0.1}}
+    folder = make_bench(tmp_path, values)
+    tests = {one.row: one for one in table_of(folder).tests}
+    assert tests["CE"].seeds == (0, 2)
+    assert tests["CE"].by_seed.difference == pytest.approx((0.2 + 0.5) / 2)
+    assert tests["RD"].by_seed.reason == "no seed"
+    assert tests["RD"].by_user.reason == "no common seed"
+    assert "3: 0, 2, 7" in written(folder, "md")
+
+
+def test_other_groups_stand_beside_teacher_scratch_and_ours(tmp_path: Path) -> None:
+    values = {**VALUES, "w/o S": {0: 0.7, 1: 0.5, 2: 0.6}, "w/ const": {0: 0.3}}
+    groups = {"w/o S": "ablation", "w/ const": "ablation"}
+    folder = make_bench(tmp_path, values, groups=groups)
+    assert marks(table_of(folder))["RCEKD"] == "B"
+    table = table_of(folder, "ablation")
+    rows = [line.row.name for line in table.lines]
+    assert rows == ["Teacher", "Scratch", "RCEKD", "w/o S", "w/ const"]
+    assert {row: mark for row, mark in marks(table).items() if mark} == {"w/o S": "B"}
+    assert [one.row for one in table.tests] == ["w/o S", "w/ const"]
+    assert table.improvements == {}
+
+
+# -- by user -----------------------------------------------------------------------------------
+
+
+def put_users(folder: Path, row: str, seed: int, values: Mapping[str, float], **more: Any) -> None:
+    """The file by user of a run, its users in the order given."""
+    place = f"runs/d/{row}-{seed}"
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    columns = {"user": list(values), "held_out": [1] * len(values), "ndcg@10": [*values.values()]}
+    pq.write_table(pa.table({**columns, **more}), folder / place / "per_user.parquet")
+    put(folder, row, seed, float(np.mean([*values.values()])), folder=place)
+
+
+def test_users_are_joined_by_token_and_averaged_over_common_seeds(tmp_path: Path) -> None:
+    make_bench(tmp_path, {"RCEKD": {}, "CE": {}})
+    put_users(tmp_path, "RCEKD", 0, {"a": 0.4, "b": 0.2, "c": 0.5})
+    put_users(tmp_path, "RCEKD", 1, {"c": 0.1, "b": 0.6, "a": 0.2})
+    put_users(tmp_path, "RCEKD", 2, {"a": 9.0, "b": 9.0, "c": 9.0})
+    put_users(tmp_path, "CE", 0, {"b": 0.1, "a": 0.1, "c": 0.3})
+    put_users(tmp_path, "CE", 1, {"a": 0.3, "b": 0.1, "c": 0.1})
+    (one,) = table_of(tmp_path).tests
+    # a: 0.3 - 0.2, b: 0.4 - 0.1, c: 0.3 - 0.2
+    assert one.by_user.pairs == 3
+    assert one.by_user.difference == pytest.approx(0.5 / 3)
+    deviation = np.std([0.1, 0.3, 0.1], ddof=1)
+    assert one.by_user.effect_size == pytest.approx(0.5 / 3 / deviation)
+    assert one.by_user.corrected == one.by_user.p_value
+
+
+def test_users_of_one_method_alone_are_left_out_and_counted(tmp_path: Path) -> None:
+    make_bench(tmp_path, {"RCEKD": {}, "CE": {}})
+    put_users(tmp_path, "RCEKD", 0, {"a": 0.4, "b": 0.2, "c": 0.5})
+    put_users(tmp_path, "CE", 0, {"a": 0.1, "b": 0.0})
+    (one,) = table_of(tmp_path).tests
+    assert (one.by_user.pairs, one.by_user.reason) == (2, "users without a pair: 1")
+
+
+def test_align_keeps_what_all_have() -> None:
+    first = (np.array(["a", "b", "d"]), np.array([1.0, 2, 4]))
+    second = (np.array(["b", "c", "d"]), np.array([20.0, 30, 40]))
+    tokens, values = align([first, second])
+    assert tokens.tolist() == ["b", "d"]
+    assert values.tolist() == [[2, 4], [20, 40]]
+
+
+def test_groups_share_out_the_weight_and_keep_equal_numbers_together() -> None:
+    tokens = np.array(list("hgfedcba"))
+    groups = Groups(tokens, np.array([8, 7, 6, 5, 4, 3, 2, 1]), np.ones(8))
+    assert groups.labels == ["1-2", "3-4", "5-6", "7-8"]
+    assert groups.sums(tokens, np.array([8.0, 7, 6, 5, 4, 3, 2, 1])).tolist() == [3, 7, 11, 15]
+    same = Groups(tokens, np.array([5] * 7 + [9]), np.ones(8))
+    assert same.labels == ["5", "9"]
+    heavy = Groups(tokens, np.arange(8), np.array([1, 0, 0, 0, 0, 0, 0, 1]))
+    assert heavy.labels == ["0", "7"]
+    assert heavy.sums(np.array(["h", "b", "x"]), np.ones(3)).tolist() == [1, 0]
+
+
+def test_accuracy_by_activity_and_popularity_by_hand(tmp_path: Path) -> None:
+    make_bench(tmp_path, {"RCEKD": {}})
+    train = pa.array([1, 9, 1, 9])
+    users = {"a": 0.2, "b": 0.8, "c": 0.4, "d": 0.6}
+    put_users(tmp_path, "RCEKD", 0, users, train_items=train)
+    items = {"item": ["x", "y", "z"], "train_users": [3, 50, 3], "held_out": [2, 4, 2]}
+    items["hits@10"] = [1, 3, 0]
+    pq.write_table(pa.table(items), tmp_path / "runs/d/RCEKD-0/per_item.parquet")
+    rankings, (row,) = Rankings(tmp_path), collect(tmp_path).blocks[0].rows
+    found = rankings.by_activity([row], "ndcg@10")
+    assert (found.labels, found.sizes) == (["1", "9"], [2, 2])
+    assert found.values["RCEKD"] == pytest.approx([0.3, 0.7])
+    found = rankings.by_popularity([row], 10)
+    assert (found.labels, found.sizes) == (["3", "50"], [4, 4])
+    assert found.values["RCEKD"] == pytest.approx([0.25, 0.75])
+    with pytest.raises(Absent, match="RCEKD, seed 0 has no column hits@20"):
+        rankings.by_popularity([row], 20)
+
+
+# -- shares, sizes, curves ---------------------------------------------------------------------
+
+
+def row_of(name: str, values: Mapping[int, float]) -> Row:
+    runs = {
+        s: Record("d", "p", name, s, kind(name), test_result={"m": v}) for s, v in values.items()
+    }
+    return Row(name, kind(name), runs=runs)
+
+
+def test_shares_of_the_teacher_by_hand() -> None:
+    teacher, scratch = row_of("Teacher", {0: 0.5, 1: 0.7}), row_of("Scratch", {0: 0.3, 1: 0.3})
+    found = shares(row_of("CE", {0: 0.4, 1: 0.5}), teacher, scratch, "m")
+    assert (found.kept, found.closed) == (pytest.approx(0.75), pytest.approx(0.5))
+    found = shares(row_of("CE", {0: 0.4, 5: 9.0}), teacher, scratch, "m")
+    assert (found.kept, found.closed) == (pytest.approx(0.8), pytest.approx(0.5))
+    assert shares(teacher, teacher, scratch, "m").closed is None
+    assert shares(scratch, teacher, scratch, "m").closed is None
+
+
+def test_no_gap_is_closed_where_there_is_none() -> None:
+    teacher, scratch = row_of("Teacher", {0: 0.3}), row_of("Scratch", {0: 0.3})
+    assert shares(row_of("CE", {0: 0.6}), teacher, scratch, "m").closed is None
+    assert shares(row_of("CE", {0: 0.6}), None, scratch, "m").kept is None
+    assert shares(row_of("CE", {1: 0.6}), teacher, scratch, "m").kept is None
+
+
+def test_percentiles_and_users_of_a_timing() -> None:
+    found = percentiles(list(range(101)))
+    assert (found.p50, found.p95, found.repeats) == (50, 95, 101)
+    counts = tiny.torch.tensor([0, 5, 0, 1, 9])
+    assert typical_users(counts, 3).tolist() == [3, 1, 4]
+    assert len(typical_users(counts, 256)) == 256
+
+
+def test_the_front_has_what_no_smaller_model_beats() -> None:
+    points = [(10, 0.2), (10, 0.3), (20, 0.25), (40, 0.5), (50, 0.5)]
+    assert pareto_front(points) == [(10, 0.3), (40, 0.5)]
+
+
+def test_curves_are_means_over_the_epochs_all_seeds_have(tmp_path: Path) -> None:
+    runs = {}
+    for seed, values in ((0, [1.0, 2.0, 3.0]), (1, [3.0, 6.0])):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        lines = [json.dumps({"epoch": e, "weight_g": v}) for e, v in enumerate(values)]
+        (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"epoch": 9, "weig']))
+        runs[seed] = Record("d", "p", "r", seed, "distilled", folder=str(seed))
+    row = Row("r", "distilled", runs=runs)
+    assert curve(tmp_path, row, "weight_g") == ([0, 1], [2.0, 4.0])
+    assert curve(tmp_path, row, "overlap_topk") is None
+
+
+# -- partial and damaged folders ---------------------------------------------------------------
+
+
+def written(folder: Path, form: str, **more: Any) -> str:
+    (file,) = write_report(folder, formats=[form], **{"latency": False, **more})
+    return file.read_text(encoding="utf-8")
+
+
+def test_what_is_missing_failed_or_damaged_is_said(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"Teacher": {0: 0.5, 1: 0.5}, "RRD": {}, "CE": {0: 0.1, 2: 0.2}})
+    put(folder, "CE", 1, {}, status=FAILED, error="--ce_K=0: allowed are whole numbers")
+    broken = records.file_of(folder, "d", "MF-MF", "Teacher", 2)
+    broken.write_text('{"dataset": ')
+    put(folder, "RRD", 1, {"ndcg@10": math.nan})
+    text = written(folder, "md")
+    assert "d, MF-MF: RRD: not run yet with seeds 0, 1, 2" in text
+    assert "d, MF-MF: CE: failed with seed 1: --ce\\_K=0: allowed are whole numbers" in text
+    assert "unreadable record: records/d/MF-MF/Teacher/seed-2.json: no record of a run" in text
+    assert "records/d/MF-MF/RRD/seed-1.json: a number in it is none" in text
+
+
+@pytest.mark.parametrize("values", [{}, {"CE": {}, "Teacher": {}}, {"Teacher": {0: 0.5}}])
+def test_hardly_anything_makes_a_report(values: dict[str, Any], tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, values)
+    files = {file.name for file in write_report(folder)}
+    assert files == {f"report{e}" for e in (".md", ".tex", ".csv", ".html")} | {
+        "report_means.csv",
+        "report_tests.csv",
+    }
+
+
+def test_numbers_of_users_that_are_none_leave_their_part_out(tmp_path: Path) -> None:
+    make_bench(tmp_path, {"RCEKD": {}, "CE": {}})
+    put_users(tmp_path, "RCEKD", 0, {"a": 0.4, "b": 0.2})
+    put_users(tmp_path, "CE", 0, {"a": 0.1, "b": 0.2})
+    broken = tmp_path / "runs/d/CE-0/per_user.parquet"
+    pq.write_table(pa.table({"user": ["a", "b"], "ndcg@10": [0.1, math.nan]}), broken)
+    reason = "per\\_user.parquet of CE, seed 0 has a ndcg@10 that is no finite number"
+    assert f"by user, against CE: {reason}" in written(tmp_path, "md")
+    broken.write_bytes(b"PAR1")
+    assert "per\\_user.parquet of CE, seed 0 cannot be read" in written(tmp_path, "md")
+
+
+def test_rows_the_file_does_not_name_come_last(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"CE": {0: 0.1}})
+    put(folder, "Old", 0, 0.2)
+    assert [row.name for row in collect(folder).blocks[0].rows] == ["CE", "Old"]
+
+
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [
+        (lambda f: write_report(f / "none"), "found no benchmark.yaml in"),
+        (lambda f: write_report(f, metric="hit@5"), r"--metric=hit@5: found no run .*ndcg@10"),
+        (lambda f: write_report(f, formats=["pdf"]), "--formats: found pdf; allowed are md, tex"),
+        (lambda f: write_report(f, formats=[]), "--formats: found none"),
+        (lambda f: published.load("rceKD"), "did you mean|Allowed are rcekd"),
+    ],
+)
+def test_what_cannot_be_reported_is_refused(call: Any, part: str, tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, VALUES)
+    with pytest.raises(KDError, match=part) as caught:
+        call(folder)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "report").exists()
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "jinja2", "statsmodels", "pyarrow"])
+def test_a_missing_library_is_asked_for_first(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_bench(tmp_path, VALUES)
+    monkeypatch.setitem(sys.modules, library, None)
+    if library == "pyarrow":
+        monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(KDError, match=rf"^report: .* needs {library} .*; pip install {library}$"):
+        write_report(folder)
+    assert not (folder / "report").exists()
+
+
+# -- formats -----------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Text, tags and addresses of a page; every tag must be closed."""
+
+    VOID = {"meta", "img", "br"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for key, value in attrs if key in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def all_written(folder: Path) -> dict[str, str]:
+    """The report in its three formats of text."""
+    files = write_report(folder, formats=["md", "tex", "html"], latency=False)
+    return {file.suffix[1:]: file.read_text(encoding="utf-8") for file in files}
+
+
+def test_names_mean_nothing_to_a_format(tmp_path: Path) -> None:
+    values = {**VALUES, ODD: {0: 0.1, 1: 0.9, 2: 0.9}, "w/o S": {0: 0.1}}
+    found = all_written(make_bench(tmp_path, values, name=ODD, groups={"w/o S": "abl_<i>"}))
+    page = Page(found["html"])
+    assert page.text.count(ODD) >= 3
+    assert not {"i", "script", "link"} & set(page.tags)
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    tex = found["tex"]
+    assert r"{[}A\_B{]} \textless{}b\textgreater{} 50\% \& \$x\$ \#1 \{y\} \textasciitilde" in tex
+    for line in (line for line in tex.splitlines() if not line.startswith("%")):
+        bare = re.sub(r"\\[&%$#_{}\\]", "", line)
+        assert bare.count("{") == bare.count("}")
+        assert re.search(r"[#%^~<>|]", bare) is None, line
+    rows = [line for line in found["md"].splitlines() if line.startswith(r"| \[A")]
+    assert len(rows) >= 2
+    for row in rows:
+        assert r"\[A\_B\] &lt;b&gt; 50% &amp; \$x\$ \#1 {y} \~ ^ \| \\ \*z\* \`q\`" in row
+        assert len(re.findall(r"(?<!\\)\|", row)) in (4, 8, 9)
+
+
+def test_latex_cells_and_numbers() -> None:
+    assert render._tex_cell(Text("0.1 ± 0.2", bold=True)) == r"\textbf{0.1 $\pm$ 0.2}"
+    assert render._tex_cell(Text("-3.1% (w/o S)", underlined=True)) == (
+        r"\underline{$-$3.1\% (w/o S)}"
+    )
+    assert render.tex_escape("5-12, MF-MF, -") == "5-12, MF-MF, -"
+
+
+def test_marks_in_every_format(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, VALUES)
+    cells = ("0.4300 ± 0.0173", "0.3800 ± 0.0200")
+    md, tex, html = all_written(folder).values()
+    assert f"**{cells[0]}**" in md
+    assert f"<ins>{cells[1]}</ins>" in md
+    assert rf"\textbf{{{cells[0]}}}".replace("±", r"$\pm$") in tex
+    assert rf"\underline{{{cells[1]}}}".replace("±", r"$\pm$") in tex
+    assert f"<b>{cells[0]}</b>" in html
+    assert f"<u>{cells[1]}</u>" in html
+    assert "+13.2% (DCD)" in md
+
+
+def test_csv_has_every_seed_mean_and_test(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, VALUES)
+    files = {f.name: f for f in write_report(folder, formats=["csv"], latency=False)}
+    lines = {n: list(csv.DictReader(f.open(encoding="utf-8"))) for n, f in files.items()}
+    found = {(r["row"], int(r["seed"])): float(r["value"]) for r in lines["report.csv"]}
+    assert found == {(row, s): v for row, seeds in VALUES.items() for s, v in seeds.items()}
+    best = [r["row"] for r in lines["report_means.csv"] if r["best"] == "1"]
+    assert best == ["RCEKD"]
+    assert [r["by"] for r in lines["report_tests.csv"]] == ["seed", "user"] * 3
+    assert not (folder / "report" / "figures").exists()
+
+
+def test_published_numbers_stand_below_their_row(tmp_path: Path) -> None:
+    paper = {"d": {"MF-MF": {"CE": {"ndcg@10": 0.3111}, "TARec": {"ndcg@10": 0.9}}}}
+    folder = make_bench(tmp_path, VALUES, published=paper)
+    lines = written(folder, "md").splitlines()
+    (place,) = [n for n, line in enumerate(lines) if "0.3111" in line]
+    assert lines[place - 1].startswith("| CE ")
+    assert "TARec" not in "\n".join(lines)
+
+
+def test_the_papers_table_is_shipped() -> None:
+    found = published.load("rcekd")
+    assert set(found) == {"citeulike", "gowalla", "yelp"}
+    pairs = {"MF-MF", "LightGCN-LightGCN", "HSTU-HSTU", "LightGCN-MF", "HSTU-MF"}
+    rows = {"Teacher", "Scratch", "CD", "RRD", "DCD", "HetComp", "TARec", "RCEKD"}
+    for by_pair in found.values():
+        assert set(by_pair) == pairs
+        for by_row in by_pair.values():
+            assert set(by_row) == rows
+            for metrics in by_row.values():
+                assert list(metrics) == ["recall@10", "ndcg@10", "recall@20", "ndcg@20"]
+    assert found["citeulike"]["MF-MF"]["RCEKD"]["ndcg@10"] == 0.0152
+    assert found["yelp"]["HSTU-MF"]["Teacher"]["recall@20"] == 0.08
+
+
+# -- real runs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark of two seeds: teacher, scratch student, CE and RCE-KD, trained for two epochs."""
+    folder = tmp_path_factory.mktemp("bench")
+    options = tiny.options("BPR", epochs=2, per_user=True, topk=[10, 20])
+    options |= {"checkpoint_dir": str(folder / "runs"), "teacher": {"embedding_size": 16}}
+    lists = {"RCEKD": {"rcekd_K": 10, "rcekd_L": 10, "rcekd_M": 30}, "CE": {"ce_K": 10}}
+    names = [("Teacher", "teacher"), ("Scratch", "scratch"), ("CE", "distilled")]
+    rows = [{"name": n, "kind": k} for n, k in [*names, ("RCEKD", "distilled")]]
+    spec = {"name": "tiny", "seeds": [1, 2], "datasets": ["tiny"], "rows": rows, "ours": "RCEKD"}
+    spec |= {"pairs": {"MF-MF": {"teacher": "BPR", "student": "BPR"}}, "metric": "ndcg@10"}
+    (folder / "benchmark.yaml").write_text(yaml.safe_dump({**spec, "command": "make all"}))
+    for method, more in lists.items():
+        for seed in (1, 2):
+            found = run_recbole_kd(
+                method,
+                tiny.dataset(),
+                config_dict={**options, **more, "seed": seed},
+                student="BPR",
+                teacher="BPR",
+            )
+            _put_run(folder, method, seed, found)
+    return folder
+
+
+def _put_run(folder: Path, method: str, seed: int, found: dict[str, Any]) -> None:
+    parts = {"Teacher": "teacher", "Scratch": "scratch", method: "student"}
+    for row, part in parts.items():
+        place = Path(found["checkpoints"][part]).parent
+        result = found["test_result" if part == "student" else f"{part}_test_result"]
+        record = Record("tiny", "MF-MF", row, seed, kind(row), test_result=result, seconds=2.5)
+        record.folder = place.relative_to(folder).as_posix()
+        record.provenance = {"versions": {"torch": "2.0"}, "threads": 1}
+        records.write(records.file_of(folder, "tiny", "MF-MF", row, seed), record)
+
+
+def test_a_report_of_real_runs(real: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(real)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [Path(line.split()[-1]).name for line in said][-3:] == [
+        "report.md",
+        "report.tex",
+        "report.html",
+    ]
+    text = (real / "report" / "report.md").read_text(encoding="utf-8")
+    assert "What is missing" not in text
+    assert "| users tested" in text
+    assert "make all" in text
+    figures = {file.name for file in (real / "report" / "figures").iterdir()}
+    names = {f"tiny-MF-MF-{n}" for n in ("methods", "training", "pareto")}
+    assert figures == {f"{n}.{e}" for n in names for e in ("svg", "pdf")}
+    assert "Accuracy by item popularity: left out, there is no per\\_item.parquet of" in text
+    assert "(figures/tiny-MF-MF-training.svg)" in text
+    sizes = re.search(r"\| RCEKD +\|.*MiB \|.*MiB \| +([\d.]+) \| +([\d.]+) \|", text)
+    assert sizes is not None
+    assert 0 < float(sizes[1]) <= float(sizes[2])
+    assert "split fingerprint, train" in text
+    assert "differs" not in text
+    page = Page((real / "report" / "report.html").read_text(encoding="utf-8"))
+    assert page.tags.count("img") == 3
+    assert re.search(r"https?://", page.text) is None
+
+
+def test_tests_by_user_of_real_runs_agree_with_the_metric(real: Path) -> None:
+    bench = collect(real)
+    table = make_table(bench, bench.blocks[0], "main", Rankings(real))
+    for one in table.tests:
+        assert one.by_user.pairs == 60
+        assert one.by_user.difference == pytest.approx(one.by_seed.difference, abs=1e-6)
+        assert one.by_user.corrected is not None
+
+
+def test_the_same_folder_gives_the_same_bytes(real: Path, tmp_path: Path) -> None:
+    for out in ("one", "two"):
+        write_report(real, tmp_path / out, latency=False, formats=["tex", "html"])
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
+    assert len(files) == 2 + 6
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_options_of_the_command(real: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "2024"
+    words = [f"--out={out}", "--metric=NDCG@20", "--latency=False", "--formats=csv"]
+    assert main(["report", str(real), *words]) == 0
+    assert {f.name for f in out.iterdir()} == {
+        *("report.csv", "report_means.csv", "report_tests.csv")
+    }
+    text = (out / "report_tests.csv").read_text(encoding="utf-8")
+    assert "tiny,MF-MF,main,ndcg@20,RCEKD,CE,seed" in text
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "found 0 folders"),
+        (["a", "b"], "found 2 folders"),
+        (["a", "--latency=often"], "--latency=often: allowed are True and False"),
+        (["a", "--format=md"], "there is no option --format. Did you mean 'formats'?"),
+        (["a"], "found no benchmark.yaml in a"),
+    ],
+)
+def test_mistakes_of_the_command(words: list[str], part: str, capsys: Any) -> None:
+    assert main(["report", *words]) == 2
+    said = capsys.readouterr().err
+    assert part in said
+    assert said.count("\n") == 1
+
+
+def test_a_model_that_cannot_be_opened_has_a_reason(real: Path, tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, VALUES)
+    (folder / "runs").mkdir()
+    (folder / "runs" / "best.pt").write_bytes(b"no model")
+    put(folder, "CE", 0, 0.3, folder="runs", parameters=12)
+    text = written(folder, "md")
+    assert "CE: checkpoint runs/best.pt: not a torch checkpoint" in text
+    assert "Teacher: there is no best.pt" in text
+
+
+def test_a_benchmark_knows_its_blocks() -> None:
+    block = Block("d", "p", (Row("x", "distilled", "late"), Row("y", "teacher")))
+    bench = Benchmark(Path(), "n", "", "", (), "m", None, {}, {"d": None}, (block,))
+    assert block.groups == ["main", "late"]
+    assert bench.paper(block, "x") == {}
+    assert block.of_kind("teacher") is None
