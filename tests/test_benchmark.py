@@ -323,7 +323,7 @@ def test_each_run_has_a_folder_with_everything(ran: Any) -> None:
             continue
         folder = out / str(record.folder)
         wanted = ("resolved.yaml", "metrics.jsonl", "per_user.parquet", "per_item.parquet")
-        for name in (*wanted, "best.pt", "result.json"):
+        for name in (*wanted, "best.pt", "result.json", "summary.json"):
             assert (folder / name).is_file(), (record.row, name)
         result = json.loads((folder / "result.json").read_text())
         assert record.test_result == result["test_result"]

@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from recbole_kd import checkpoint
 from recbole_kd.benchmark import records
 from recbole_kd.benchmark.plan import Job
 from recbole_kd.benchmark.records import (
@@ -113,7 +114,17 @@ def _record(
     record.valid_result = result["best_valid_result"]
     record.best_epoch, record.epochs = result["best_epoch"], result["epochs"]
     record.seconds = _seconds(folder / "metrics.jsonl")
+    _summarise(record, folder)
     return record
+
+
+def _summarise(record: Record, folder: Path) -> None:
+    """A summary beside a training that was part of another run, or RecBole's; others have one."""
+    file = folder / "summary.json"
+    if not file.is_file() and os.access(folder, os.W_OK):
+        names = ("model", "test_result", "valid_result", "best_epoch", "epochs", "seconds")
+        summary = {"kind": record.kind, **{name: getattr(record, name) for name in names}}
+        checkpoint.write_text(file, json.dumps(summary, indent=1) + "\n")
 
 
 def _begin(job: Job) -> Record:
