@@ -99,14 +99,17 @@ def benchmark(arguments: Sequence[str]) -> int:
     )
     chosen = {key: options.get(key) for key in ("jobs", "threads")}
     asked = spec.read(file, **chosen)
-    out = Path(options.get("out") or Path("benchmark_runs", Path(file).stem))
-    dry = options.get("dry_run", False)
+    said = options.get("out") or Path("benchmark_runs", Path(file).stem)
+    if said is True:
+        raise KDError("--out=True: needs the name of a folder")
+    out, dry = Path(said), options.get("dry_run", False)
     if dry not in (True, False, "measure"):
         raise KDError(f"--dry_run={dry}: allowed are True, False and measure")
-    if dry:
-        _say(estimate.dry_run(plan.jobs_of(asked, out), asked, out, measure=dry == "measure"))
-        return 0
     try:
+        if dry:
+            jobs = plan.jobs_of(asked, out)
+            _say(estimate.dry_run(jobs, asked, out, measure=dry == "measure"))
+            return 0
         return runner.run_benchmark(asked, out, "recbole-kd benchmark " + shlex.join(arguments))
     except KeyboardInterrupt:
         sys.stderr.write(f"recbole-kd: stopped; the same command goes on in {out}\n")

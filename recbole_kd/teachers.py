@@ -188,7 +188,7 @@ class TeacherFinder:
     def _combined(self, members: list[TeacherParts]) -> TeacherParts:
         """Several teachers as one, whose test result is the reference of the table.
 
-        That of the mixture; where each teaches by itself, of the best of them on the test split.
+        That of the mixture; where each teaches by itself, of the best of them on validation.
         """
         members = [replace(m, role=f"teacher {n}") for n, m in enumerate(members, 1)]
         notes = [f"{m.note} ({m.role})" for m in members if m.note]
@@ -203,7 +203,7 @@ class TeacherFinder:
         if not self.combination.mixes:
             metric = self.config["valid_metric"].lower()
             sign = 1 if self.config["valid_metric_bigger"] else -1
-            best = max(members, key=lambda m: sign * m.test_result[metric])
+            best = max(members, key=lambda m: sign * self._valid(m.teacher)[metric])
             return replace(best, weights=weights, **together)
         parts = (weights, tau, self.split.history, self.config["memory_budget_gb"])
         mixed = MixedTeacher([m.teacher for m in members], *parts)
@@ -324,10 +324,27 @@ class TeacherFinder:
         digest = f"{lists.digest}-{missing}-{least}"
         return TeacherParts(teacher, None, "scores", self._test(teacher), path, digest, note)
 
+    def _valid(self, teacher: Teacher) -> dict[str, float]:
+        """Validation metrics of a teacher on the student's split, in the student's ids."""
+        model = _TeacherModel(teacher, self.config)
+        return training.measure(self.config, self.split, model, ["valid"])["valid"]
+
     def _test(self, teacher: Teacher) -> dict[str, float]:
         """Test a teacher on the student's split, in the student's ids."""
         model = _TeacherModel(teacher, self.config)
         return training.measure(self.config, self.split, model, ["test"])["test"]
+
+    def write_test(self, parts: TeacherParts, folder: Path) -> None:
+        """Write the rankings of an opened teacher's test, and the options of the run.
+
+        Args:
+            parts: The teacher.
+            folder: Where to write.
+        """
+        checkpoint.need_space(folder, 0)
+        model = _TeacherModel(parts.teacher, self.config)
+        training.measure(self.config, self.split, model, ["test"], folder=folder)
+        training.write_resolved(self.config, folder)
 
 
 class _TeacherModel(nn.Module):

@@ -226,7 +226,7 @@ def train(
         seconds=seconds,
     )
     if test:
-        _write_result(trained, config)
+        write_result(trained, config)
     return trained
 
 
@@ -379,7 +379,13 @@ def _write_rankings(
         per_user.write(folder, rankings, split.tokens, split.history, measured(config))
 
 
-def _write_result(trained: Trained, config: KDConfig) -> None:
+def write_result(trained: Trained, config: KDConfig) -> None:
+    """Write what came of a training, which marks it as ended.
+
+    Args:
+        trained: The trained model with its results.
+        config: Its configuration.
+    """
     if trained.folder is None:
         return
     result = {
@@ -454,13 +460,32 @@ def train_cached(
     if not saved:
         return train(config, split, None, test=test, **wrapping)
     folder = folder_of(config, split, name or config["model"], *more)
+    return cached(
+        *(config, split, folder),
+        lambda: train(config, split, folder, resume="auto", test=test, **wrapping),
+        test,
+    )
+
+
+def cached(
+    config: KDConfig, split: Split, folder: Path, make: Callable[[], Trained], test: bool = True
+) -> Trained:
+    """Find a model trained in a folder, measured as this run asks; else have it made.
+
+    Args:
+        config: The model's configuration.
+        split: The split.
+        folder: Its folder; another process that is at it is waited for.
+        make: Trains it and fills the folder.
+        test: Whether a model that is found is measured anew for other metrics.
+    """
     if _finished(folder) and not os.access(folder, os.W_OK):
         return _find(config, split, folder, test)  # somebody else's, and nobody writes there
     with locked(folder, wait=True):
         if _finished(folder):
             return _find(config, split, folder, test)
         getLogger().info("Training %s (%s) in %s", config["model"], config.role, folder)
-        return train(config, split, folder, resume="auto", test=test, **wrapping)
+        return make()
 
 
 def _finished(folder: Path) -> bool:
@@ -484,7 +509,7 @@ def _find(config: KDConfig, split: Split, folder: Path, test: bool = True) -> Tr
         trained.best_valid_result, trained.test_result = found["valid"], found["test"]
         if writable:
             write_resolved(config, folder)
-            _write_result(trained, config)
+            write_result(trained, config)
         elif config["per_user"]:
             getLogger().warning("%s cannot be written: it gets no %s", folder, per_user.FILE)
     return trained

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +20,21 @@ from tiny import ml100k_rows, write_dataset
 
 from recbole_kd import run_recbole_kd
 from recbole_kd.benchmark import estimate, plan, records, runner, schedule, spec
+from recbole_kd.benchmark import job as job_module
+from recbole_kd.benchmark.check import check_jobs
 from recbole_kd.benchmark.plan import Job
+from recbole_kd.benchmark.progress import Progress
 from recbole_kd.benchmark.records import Record
 from recbole_kd.cli import main
 from recbole_kd.errors import KDError
+from recbole_kd.options import parse_arguments
 
 pandas = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow.parquet")
 
 DATA = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "use_gpu": False}
+OTHER_SPLIT = {"split": {"RS": [0.5, 0.2, 0.3]}}
+METRIC = {"valid_metric": "NDCG@3"}
 SMALL: dict[str, Any] = {
     "datasets": ["ml-100k"],
     "pairs": {"MF-MF": {"teacher": "BPR", "student": "BPR"}},
@@ -83,6 +91,8 @@ def test_rows_know_what_they_are(tmp_path: Path) -> None:
         ({"ours": "Scratch"}, "ours: found Scratch; allowed are RCEKD"),
         ({"published": "nobody"}, "published: found nobody"),
         ({"jobs": 0}, "jobs: found 0"),
+        ({"overrides": {"student.seed": 7}}, "found student.seed"),
+        ({"methods": [{"name": "Teacher", "recbole": "BPR"}]}, "the name Teacher is the teacher's"),
     ],
 )
 def test_bad_files_are_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -150,25 +160,63 @@ def test_options_win_in_order(tmp_path: Path) -> None:
 
 def test_a_command_makes_the_same_run(tmp_path: Path) -> None:
     job = jobs_of(tmp_path, overrides={"topk": [5, 10]}, methods=["CE"], seeds=[3])[1]
-    words = job.command()
-    for part in ("train --model=CE", "--student=BPR", "--teacher=BPR", "'--topk=[5, 10]'"):
-        assert part in words
-    assert "--seed=3" in words
+    program, command, *words = shlex.split(job.command())
+    assert (program, command) == ("recbole-kd", "train")
+    assert parse_arguments(words) == job.options
 
 
 @pytest.mark.parametrize(
     ("methods", "said"),
     [
-        ([{"method": "CE", "options": {"ce_KK": 3}}], "row CE: dictionary: option 'ce_KK'"),
+        ([{"method": "CE", "options": {"ce_KK": 3}}], "row CE.*: option 'ce_KK' is read by no"),
         ([{"method": "CE", "options": {"epochs": 0}}], "row CE: --epochs=0"),
-        ([{"recbole": "BPR", "options": {"n_layers": 2}}], "row BPR: dictionary: option"),
+        ([{"method": "CE", "options": {"ce_guide": "nobody"}}], "row CE.*: --ce_guide=nobody"),
+        ([{"method": "CE", "options": {"ce_K": 10**6}}], "row CE.*: --ce_K=1000000"),
+        ([{"recbole": "BPR", "options": {"n_layers": 2}}], "row BPR.*: option 'n_layers'"),
+        ([{"recbole": "BPR", "options": {"eval_args": OTHER_SPLIT}}, "CE"], "another split than"),
+        (["CE", {"recbole": "SASRec"}], "row SASRec.*has to be 'TO'"),
     ],
 )
-def test_a_run_that_would_be_refused_stops_the_plan(
-    tmp_path: Path, methods: list[Any], said: str
+def test_a_run_that_would_be_refused_stops_all_before_the_first(
+    root: Path, tmp_path: Path, methods: list[Any], said: str
 ) -> None:
-    with pytest.raises(KDError, match=said):
-        jobs_of(tmp_path, methods=methods)
+    data = {"overrides": {**DATA, "data_path": str(root)}, "datasets": ["tiny"], "seeds": [0]}
+    with pytest.raises(KDError, match=said) as error:
+        check_jobs(jobs_of(tmp_path, methods=methods, **data))
+    assert "\n" not in str(error.value)
+
+
+def test_the_metric_is_one_that_is_measured(root: Path, tmp_path: Path) -> None:
+    data = {"overrides": {**DATA, "data_path": str(root)}, "datasets": ["tiny"], "seeds": [0]}
+    jobs = jobs_of(tmp_path, methods=["BPR"], **data)
+    check_jobs(jobs, "ndcg@10")
+    with pytest.raises(KDError, match=r"metric=ndcg@3: found recall@10, .*; allowed is one"):
+        check_jobs(jobs, "ndcg@3")
+    assert plan.metric_of(jobs[0]) == "ndcg@10"
+
+
+def test_reference_rows_have_the_split_of_their_pair(root: Path, tmp_path: Path) -> None:
+    """RecBole splits its families differently: leave-one-out in time, and 8:1:1 at random."""
+    jobs = jobs_of(
+        tmp_path,
+        datasets=["tiny"],
+        overrides={**DATA, "data_path": str(root)},
+        pairs={"P": {"teacher": "SASRec", "student": "BPR", "options": {"topk": [3], **METRIC}}},
+        methods=["CE", "BPR", "GRU4Rec"],
+        seeds=[0],
+    )
+    check_jobs(jobs)
+    of = {job.row: job.options for job in jobs}
+    assert of["BPR"]["eval_args"] == of["GRU4Rec"]["eval_args"]
+    assert of["BPR"]["topk"] == [3]
+    assert "LS" in of["BPR"]["eval_args"]["split"]
+
+
+def test_a_method_is_no_option_of_a_reference(tmp_path: Path) -> None:
+    pair = {**SMALL["pairs"]["MF-MF"], "options": {"kd_weight": 2, "train_batch_size": 64}}
+    jobs = jobs_of(tmp_path, pairs={"P": pair}, methods=["CE", "BPR"], seeds=[0])
+    assert jobs[-1].options["train_batch_size"] == 64
+    assert "kd_weight" not in jobs[-1].options
 
 
 # -- the schedule ------------------------------------------------------------------------------
@@ -362,10 +410,6 @@ def test_what_is_done_is_not_done_again(ran: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(runner.Runner, "_run", lambda self, job: started.append(job) or "")
     assert runner.run_benchmark(asked, out) == 0
     assert not started
-    longer = {**real(root)["overrides"], "student.epochs": LENGTH + 1}
-    asked = spec.read(write(out.parent, **{**real(root), "methods": ROWS[:3], "overrides": longer}))
-    assert runner.run_benchmark(asked, out) == 0
-    assert {one.row for one in started} == {"Teacher", "Scratch", "RCEKD"}  # options are theirs
 
 
 def test_a_dry_run_knows_what_is_left_and_how_long_it_takes(ran: Any) -> None:
@@ -379,9 +423,110 @@ def test_a_dry_run_knows_what_is_left_and_how_long_it_takes(ran: Any) -> None:
     assert not list(out.glob("records/tiny/*/*/seed-2.json"))
 
 
-def test_a_process_that_dies_is_a_failed_run(tmp_path: Path) -> None:
-    assert runner._death(-9, []) == "killed by SIGKILL (out of memory?)"
-    assert runner._death(3, ["a", "b"]) == "exit code 3: b"
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL (out of memory?)"),
+        ("import sys; sys.exit('no such luck')", "exit code 1: no such luck"),
+    ],
+)
+def test_a_process_that_dies_is_a_failed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, said: str
+) -> None:
+    real, jobs = subprocess.Popen, [job("a"), job("b"), job("c", "", ("a",))]
+    monkeypatch.setattr(
+        runner.subprocess, "Popen", lambda words, **how: real([sys.executable, "-c", code], **how)
+    )
+    progress = Progress(jobs, [], live=False)
+    runner.Runner(jobs, [], tmp_path, progress).run(2)
+    assert progress.failures == {
+        **dict.fromkeys(jobs[:2], said),
+        jobs[2]: "not run: a of seed 0 failed, which it needs",
+    }
+    assert {r.row: r.error for r in records.read_all(tmp_path)} == {
+        one.row: error for one, error in progress.failures.items()
+    }
+    assert not progress.ended_well
+
+
+def test_trouble_of_the_runner_itself_fails_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, one: Job) -> str:
+        if one.row == "a":
+            raise OSError(28, "No space left on device")
+        return ""
+
+    monkeypatch.setattr(runner.Runner, "_run", full)
+    jobs = [job("a"), job("b"), job("c", "", ("a",)), job("d")]
+    progress = Progress(jobs, [], live=False)
+    runner.Runner(jobs, [], tmp_path, progress).run(2)
+    assert set(progress.finished) == {jobs[1], jobs[3]}
+    assert "No space left" in progress.failures[jobs[0]]
+    assert not progress.ended_well
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_and_starts_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    code = "import time; print('here', flush=True); time.sleep(60)"
+    real, jobs = subprocess.Popen, [job(name) for name in "abcd"]
+    monkeypatch.setattr(
+        runner.subprocess, "Popen", lambda words, **how: real([sys.executable, "-c", code], **how)
+    )
+    progress = Progress(jobs, [], live=False)
+    monkeypatch.setattr(progress, "said", lambda one, text: os.kill(os.getpid(), number))
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        runner.Runner(jobs, [], tmp_path, progress).run(2)
+    assert time.monotonic() - begun < 30
+    assert not progress.failures
+    assert not list(records.read_all(tmp_path))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_teacher_in_a_file_has_its_rankings_too(ran: Any, tmp_path: Path) -> None:
+    out, root, _ = ran
+    teacher = out / str(by_row(out)["Teacher"].folder)
+    more = {"data_path": str(root), "embedding_size": 8, "epochs": 1, "ce_K": 10}
+    (one,) = jobs_of(
+        tmp_path,
+        datasets=["tiny"],
+        overrides={**DATA, "data_path": str(root)},
+        pairs={"P": {"teacher": str(teacher), "student": "BPR", "options": more}},
+        methods=["Teacher", {"method": "CE", "datasets": ["tiny"]}],
+        seeds=[1],
+    )[:1]
+    record = job_module.run(one, tmp_path / "out")
+    found = by_row(out)["Teacher"]
+    assert record.test_result == pytest.approx(found.test_result, abs=1e-6)
+    rows = pandas.read_parquet(tmp_path / "out" / str(record.folder) / "per_user.parquet")
+    assert abs(rows["ndcg@10"].mean() - record.test_result["ndcg@10"]) < 1e-6
+
+
+def test_a_reference_is_measured_anew_for_other_metrics(ran: Any, tmp_path: Path) -> None:
+    out, root, _ = ran
+    more = {**real(root)["overrides"], "topk": [7], "valid_metric": "NDCG@7"}
+    asked = {**real(root), "methods": ROWS[-1:], "overrides": {**more, "valid_metric": "NDCG@7"}}
+    (one,) = plan.jobs_of(spec.read(write(tmp_path, **asked)), out)
+    assert set(job_module.run(one, out).test_result) == {"recall@7", "ndcg@7"}
+    again = job_module.run(one, out)
+    assert set(again.test_result) == {"recall@7", "ndcg@7"}
+
+
+def test_records_made_with_other_options_are_gone_at_once(
+    ran: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, root, _ = ran
+    copy = tmp_path / "out"
+    shutil.copytree(out / records.RECORDS, copy / records.RECORDS)
+    (copy / records.RUNS).symlink_to((out / records.RUNS).resolve())
+    longer = {**real(root)["overrides"], "student.epochs": LENGTH + 1}
+    asked = spec.read(write(tmp_path, **{**real(root), "methods": ROWS[:3], "overrides": longer}))
+    monkeypatch.setattr(runner.Runner, "run", lambda self, jobs: None)  # stopped at once
+    runner.run_benchmark(asked, copy)
+    assert not {"Teacher", "Scratch", "RCEKD"} & set(by_row(copy))
 
 
 def test_two_at_a_time_are_refused(ran: Any) -> None:

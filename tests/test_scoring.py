@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -632,17 +630,6 @@ def test_a_class_may_bring_its_own_scorer() -> None:
     part = tiny.split_for("BPR")
     assert isinstance(scorer_for(Own(tiny.config("BPR"), part.train), part.history), TableScorer)
     scoring.require_factorised(Own, "Own")
-
-
-def test_importing_scorers_leaves_anomaly_detection_off() -> None:
-    """RecBole's SINE turns it on for the whole process, and every backward pass gets slower."""
-    code = (
-        "import sys, torch, recbole_kd.scoring;"
-        "imported = 'recbole.model.sequential_recommender.sine' in sys.modules;"
-        "print(torch.is_anomaly_enabled(), imported)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True"]
 
 
 def test_what_a_step_makes_without_gradient_is_not_for_those_who_learn() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 from recbole_kd.benchmark import records
+from recbole_kd.benchmark.check import check_jobs
 from recbole_kd.benchmark.plan import Job
 from recbole_kd.benchmark.progress import Progress
 from recbole_kd.benchmark.records import DONE, Record
@@ -25,6 +27,9 @@ EXPECTED_EPOCHS = 150
 TEACHER_EPOCHS = 5
 """Epochs of a teacher that is trained to time a row; HetComp needs some on its way."""
 
+AROUND = 15.0
+"""Seconds of a run that are no epoch: to start, to read the data, to test."""
+
 Key = tuple[str, str, str]
 """Data set, pair, row."""
 
@@ -33,7 +38,8 @@ def dry_run(jobs: Sequence[Job], spec: Spec, out: Path, measure: bool = False) -
     """The runs of a benchmark with their states and an estimate, as text.
 
     A row's time is the mean of its seeds that have run in the folder; else its seconds per epoch,
-    where they are measured, times the mean epochs of what has run, or :data:`EXPECTED_EPOCHS`.
+    where they are measured, times the mean epochs of what has run, or :data:`EXPECTED_EPOCHS`;
+    and :data:`AROUND`.
 
     Args:
         jobs: Its jobs.
@@ -42,7 +48,8 @@ def dry_run(jobs: Sequence[Job], spec: Spec, out: Path, measure: bool = False) -
         measure: Whether an epoch of each row that has not run yet is trained to time it, in a
             folder that is thrown away.
     """
-    known = _by_row(records.read_all(out))
+    check_jobs(jobs, spec.metric)
+    known = _by_row(jobs, out)
     to_do = [job for job in jobs if not finished(job, out)]
     missing = {_key(job): job for job in to_do if _key(job) not in known}
     measured = _measured(list(missing.values())) if measure else {}
@@ -52,6 +59,7 @@ def dry_run(jobs: Sequence[Job], spec: Spec, out: Path, measure: bool = False) -
         waiting = job in to_do
         epoch = measured.get(_key(job))
         seconds = known.get(_key(job)) or (epoch and epoch * min(expected, _most(job)))
+        seconds = seconds and seconds + AROUND
         if waiting:
             left += seconds or 0.0
             without += seconds is None
@@ -72,13 +80,20 @@ def _key(run: Job | Record) -> Key:
     return run.dataset, run.pair, run.row
 
 
-def _by_row(found: Any) -> dict[Key, float]:
-    """Mean seconds of the runs that ended well."""
+def _by_row(jobs: Sequence[Job], out: Path) -> dict[Key, float]:
+    """Mean seconds of the runs that ended well, of each row as it is asked for now."""
+    asked = {_key(job): _but_seed(job.options) for job in jobs}
     seconds: dict[Key, list[float]] = {}
-    for record in found:
-        if record.status == DONE and record.seconds is not None:
+    for record in records.read_all(out):
+        same = _but_seed(record.options) == asked.get(_key(record))
+        if same and record.status == DONE and record.seconds is not None:
             seconds.setdefault(_key(record), []).append(record.seconds)
     return {key: statistics.mean(values) for key, values in seconds.items()}
+
+
+def _but_seed(options: Mapping[str, Any]) -> dict[str, Any]:
+    plain = json.loads(json.dumps(options, default=str))
+    return {key: value for key, value in plain.items() if key not in ("seed", "checkpoint_dir")}
 
 
 def _expected_epochs(out: Path) -> int:

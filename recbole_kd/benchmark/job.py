@@ -6,6 +6,7 @@ so that a runner that is killed leaves no process behind.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -19,6 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import recbole_kd
 from recbole_kd import checkpoint
 from recbole_kd.benchmark import records
 from recbole_kd.benchmark.plan import Job
@@ -33,7 +35,7 @@ from recbole_kd.benchmark.records import (
 )
 from recbole_kd.errors import KDError
 
-LIBRARIES = ("recbole-kd", "recbole", "torch", "numpy", "pandas", "scipy")
+LIBRARIES = ("recbole", "torch", "numpy", "pandas", "scipy")
 
 
 def run(job: Job, out: Path) -> Record:
@@ -57,12 +59,15 @@ def run(job: Job, out: Path) -> Record:
     work = Run(Sources.collect(options=options), saved=True)
     if job.kind == TEACHER:
         parts = work.finder.find()
-        folder = Path(str(parts.checkpoint)).parent if work.teacher_config else None
+        folder = out / records.RUNS / job.dataset / f"teacher-{_short(job.training)}"
+        if work.teacher_config is not None:
+            folder = Path(str(parts.checkpoint)).parent
+        else:
+            work.finder.write_test(parts, folder)
         return _record(job, out, folder, parts.test_result, parts.scorer, work.split)
     if job.kind == SCRATCH_STUDENT:
         trained = work.scratch()
-        folder = trained.folder
-        return _record(job, out, folder, trained.test_result, trained.scorer, work.split)
+        return _record(job, out, trained.folder, {}, trained.scorer, work.split)
     assert job.kind == DISTILLED
     result = work.distilled()
     folder = Path(result["checkpoints"]["student"]).parent
@@ -71,22 +76,22 @@ def run(job: Job, out: Path) -> Record:
     return record
 
 
+def _short(training: str) -> str:
+    return hashlib.blake2b(training.encode(), digest_size=8).hexdigest()
+
+
 def _reference(job: Job, out: Path) -> Record:
     from recbole_kd.benchmark.reference import train_reference
     from recbole_kd.config import KDConfig
     from recbole_kd.data import load_split
-    from recbole_kd.deploy import load_model
     from recbole_kd.options import Sources
     from recbole_kd.quick_start import start_logging
 
     config = KDConfig(Sources.collect(options=job.options), "student")
     start_logging(config)
     split = load_split(config)
-    folder = train_reference(config, split)
-    record = _record(job, out, folder, {}, None, split)
-    model = load_model(folder, "cpu").model
-    record.parameters = sum(p.numel() for p in model.parameters())
-    return record
+    trained = train_reference(config, split)
+    return _record(job, out, trained.folder, {}, trained.scorer, split)
 
 
 def _record(
@@ -109,6 +114,8 @@ def _record(
     if folder is None:
         return record
     record.folder = os.path.relpath(folder, out)
+    if not (folder / "result.json").is_file():
+        return record  # a teacher in a file was trained elsewhere
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     record.test_result = result["test_result"]
     record.valid_result = result["best_valid_result"]
@@ -132,6 +139,7 @@ def _begin(job: Job) -> Record:
     return Record(
         *(job.dataset, job.pair, job.row, job.seed, job.kind, job.group, job.model),
         options=job.options,
+        training=job.training,
         command=job.command(),
         provenance=_provenance(job.threads),
     )
@@ -149,9 +157,10 @@ def _provenance(threads: int) -> dict[str, Any]:
     """Versions, machine and date."""
     import torch
 
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "versions": {"recbole-kd": recbole_kd.__version__, **versions},
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),

@@ -12,15 +12,15 @@ from typing import Any
 
 import yaml
 
-from recbole_kd import training
+from recbole_kd import checkpoint, training
 from recbole_kd.benchmark import records
 from recbole_kd.benchmark.records import DISTILLED, REFERENCE, SCRATCH_STUDENT, TEACHER
 from recbole_kd.benchmark.spec import TEACHER_ROW, Pair, Row, Spec
-from recbole_kd.config import KDConfig
+from recbole_kd.config import KDConfig, plain
 from recbole_kd.errors import KDError
-from recbole_kd.keys import check_keys
+from recbole_kd.keys import known_keys
 from recbole_kd.options import SECTIONS, Sources, merge
-from recbole_kd.registry import SCRATCH
+from recbole_kd.registry import SCRATCH, backbone_class
 
 CARRIER = "RCEKD"
 """Method whose run a teacher and a scratch student are parts of, where no row distils."""
@@ -71,7 +71,12 @@ class Job:
         return asdict(self)
 
     def command(self) -> str:
-        """A command that makes this run alone; of a part, the run it is part of."""
+        """A command that makes this run alone; of a part, the run it is part of.
+
+        Empty for a reference row, which RecBole's trainer trains.
+        """
+        if self.kind == REFERENCE:
+            return ""
         words = [f"--{key}={_text(value)}" for key, value in _flat(self.options)]
         return "recbole-kd train " + shlex.join(words)
 
@@ -79,7 +84,8 @@ class Job:
 def jobs_of(spec: Spec, out: Path) -> list[Job]:
     """All jobs of a benchmark, seed by seed, those that others wait for first.
 
-    So a benchmark that is stopped early has fewer seeds, and not fewer rows.
+    So a benchmark that is stopped early has fewer seeds, and not fewer rows. What the options ask
+    of the data is checked by :func:`recbole_kd.benchmark.check.check_jobs`.
 
     Args:
         spec: The benchmark.
@@ -98,37 +104,56 @@ def jobs_of(spec: Spec, out: Path) -> list[Job]:
     return sorted(jobs, key=lambda job: (seeds.index(job.seed), order[job.kind]))
 
 
-def _jobs_of_pair(spec: Spec, dataset: str, pair: Pair, out: Path) -> Iterator[Job]:
+def metric_of(job: Job) -> str:
+    """The metric by which a job's epochs are chosen.
+
+    Args:
+        job: The job.
+    """
+    return str(_config(job, "student")["valid_metric"]).lower()
+
+
+def _jobs_of_pair(spec: Spec, dataset: str, pair: Pair, out: Path) -> list[Job]:
     rows = [
         row
         for row in spec.rows
         if dataset in (row.datasets or (dataset,)) and pair.name in (row.pairs or (pair.name,))
     ]
     carrier = _carrier(spec, rows)
-    if not any(row.kind == TEACHER for row in rows):
-        # Distilled rows need it; which seeds, they say.
-        rows = [Row(TEACHER_ROW, TEACHER), *rows] if _distils(rows) else rows
-    kept = _save_every(spec, dataset, pair, rows)
     wanted = {s for row in rows if row.kind == DISTILLED for s in row.seeds or spec.seeds}
+    if wanted and not any(row.kind == TEACHER for row in rows):
+        rows.insert(0, Row(TEACHER_ROW, TEACHER))  # distilled rows need it
+    jobs = []
     for row in rows:
-        # A part of another row's run is checked with that row, if it says nothing of its own.
-        checked = row.kind in (TEACHER, SCRATCH_STUDENT) and _distils(rows) and not row.options
-        for seed in row.seeds or (
-            sorted(wanted or spec.seeds) if row.kind == TEACHER else spec.seeds
-        ):
+        needed = sorted(wanted) if row.kind == TEACHER else ()
+        for seed in dict.fromkeys([*(row.seeds or spec.seeds), *needed]):
             options = _options(spec, dataset, pair, row, carrier, seed, out)
-            if kept and row.kind in (TEACHER, DISTILLED):
-                options = merge({"teacher": {"save_every": kept}}, options)
-            job = Job(
-                *(dataset, pair.name, row.name, seed, row.kind, row.group, row.model, options),
-                threads=spec.threads,
-            )
-            yield _resolved(job, check=not checked)
-            checked = True
+            named = (dataset, pair.name, row.name, seed, row.kind, row.group, row.model)
+            jobs.append(Job(*named, options, threads=spec.threads))
+    if kept := _save_every(jobs):
+        section = {"teacher": {"save_every": kept}}
+        jobs = [
+            replace(job, options=merge(section, job.options))
+            if job.kind in (TEACHER, DISTILLED)
+            else job
+            for job in jobs
+        ]
+    like = next((job for job in jobs if job.kind != REFERENCE), None)
+    if like is not None:
+        jobs = [_on_the_split_of(like, job) if job.kind == REFERENCE else job for job in jobs]
+    return [_resolved(job) for job in jobs]
 
 
-def _distils(rows: Sequence[Row]) -> bool:
-    return any(row.kind == DISTILLED for row in rows)
+def _on_the_split_of(like: Job, job: Job) -> Job:
+    """A reference job with the split of the pair, where families would have different ones."""
+    config = _config(like, "student")
+    sequential = backbone_class(job.model).type.name == "SEQUENTIAL"
+    if not (config.sequences or sequential):
+        return job
+    split = {"eval_args": plain(config["eval_args"])}
+    if sequential:
+        split["eval_targets"] = config.eval_targets or "all"
+    return replace(job, options=merge(split, job.options))
 
 
 def _carrier(spec: Spec, rows: Sequence[Row]) -> Row:
@@ -138,20 +163,11 @@ def _carrier(spec: Spec, rows: Sequence[Row]) -> Row:
     return distilled.get(spec.ours or "", first)
 
 
-def _save_every(spec: Spec, dataset: str, pair: Pair, rows: Sequence[Row]) -> int:
-    """How often the teacher must be kept on its way, so that one teacher does for all rows."""
-    asked = [0]
-    if (
-        isinstance(pair.teacher, str)
-        and not Sources.collect(
-            CARRIER, dataset, student=pair.student, teacher=pair.teacher
-        ).teacher_files
-    ):
-        for row in rows:
-            if row.kind == DISTILLED:
-                options = _options(spec, dataset, pair, row, row, 0, Path())
-                asked.append(_config(options, "teacher", row.name)["save_every"] or 0)
-    return max(asked)
+def _save_every(jobs: Sequence[Job]) -> int:
+    """How often a teacher is kept on its way, so that one teacher does for all rows."""
+    rows = {job.row: job for job in jobs if job.kind == DISTILLED}
+    trained = [j for j in rows.values() if not Sources.collect(options=j.options).teacher_files]
+    return max([0, *(_config(job, "teacher")["save_every"] for job in trained)])
 
 
 def _options(
@@ -165,7 +181,7 @@ def _options(
     method = row if row.kind == DISTILLED else carrier
     names: dict[str, Any] = {"model": method.model, "dataset": dataset}
     if row.kind == REFERENCE:
-        said = merge(_alone(said), row.options)
+        said = _of_reference(row, merge(said, pair.options), merge(said, {}))
         names |= {"model": SCRATCH, "student": {"model": row.model}}
     else:
         said = merge(merge(said, pair.options), method.options)
@@ -194,46 +210,62 @@ def _is_file(teacher: str | list[str]) -> bool:
     return bool(nested.teacher_files)
 
 
-def _alone(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without those of a pair's models."""
-    return {key: value for key, value in options.items() if key not in SECTIONS}
+def _of_reference(
+    row: Row, of_pair: Mapping[str, Any], of_all: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options of a reference row: the pair's, but for those of its method and its models.
+
+    Args:
+        row: The row.
+        of_pair: What all runs of the pair are given.
+        of_all: What all runs are given, which is never left out: an option no run reads is refused.
+    """
+    sources = Sources.collect(SCRATCH, "none", row.model)
+    read = known_keys(sources)[None]
+    said = {
+        key: value
+        for key, value in of_pair.items()
+        if key not in SECTIONS and (key in read or key in of_all)
+    }
+    return merge(said, row.options)
 
 
-def _config(options: Mapping[str, Any], role: str, row: str) -> KDConfig:
+def _config(job: Job, role: str) -> KDConfig:
     try:
-        return KDConfig(Sources.collect(options=options), role)
+        return KDConfig(Sources.collect(options=job.options), role)
     except KDError as error:
-        raise KDError(f"row {row}: {error}") from error
+        raise KDError(f"row {job.row}: {error}") from error
 
 
-def _resolved(job: Job, check: bool) -> Job:
+def _resolved(job: Job) -> Job:
     """The job with what it trains and what must be there before.
 
     Args:
         job: The job.
-        check: Whether its keys are checked, which is done once a row.
 
     Raises:
         KDError: Its run would be refused.
     """
     sources = Sources.collect(options=job.options)
-    if check:
-        try:
-            check_keys(sources)
-        except KDError as error:
-            raise KDError(f"row {job.row}: {error}") from error
-    trained = not sources.teacher_files and job.kind != REFERENCE
-    teacher = _config(job.options, "teacher", job.row) if trained else None
-    if job.kind == TEACHER:
-        named = _key(teacher) if teacher else f"files {sources.teacher_files}"
-        return replace(job, training=named)
-    if job.kind == SCRATCH_STUDENT:
-        return replace(job, training=_key(_config(job.options, "scratch", job.row)))
-    config = _config(job.options, "student", job.row)
     if job.kind == REFERENCE:
-        return replace(job, training="reference " + _key(config))
-    after = (_key(teacher),) if teacher else ()
-    return replace(job, training=f"{_key(config)} by {job.pair} {after}", after=after)
+        return replace(job, training=f"reference {_key(_config(job, 'student'))}")
+    teacher = _teacher_key(job, sources)
+    if job.kind == TEACHER:
+        return replace(job, training=teacher)
+    if job.kind == SCRATCH_STUDENT:
+        return replace(job, training=_key(_config(job, "scratch")))
+    return replace(job, training=f"{_key(_config(job, 'student'))} by {teacher}", after=(teacher,))
+
+
+def _teacher_key(job: Job, sources: Sources) -> str:
+    """What tells a teacher from others: how it is trained, or what is in its files."""
+    if not sources.teacher_files:
+        return _key(_config(job, "teacher"))
+    files = [checkpoint.file_in(file) for file in sources.teacher_files]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise KDError(f"pair {job.pair}: the teacher {missing[0]} is missing")
+    return "files " + " ".join(checkpoint.digest(file) for file in files)
 
 
 def _key(config: KDConfig) -> str:

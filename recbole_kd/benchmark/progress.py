@@ -55,8 +55,8 @@ class Progress:
 
     @property
     def ended_well(self) -> bool:
-        """Whether no run failed."""
-        return not self.failures
+        """Whether all runs are done."""
+        return self.before + len(self.finished) == len(self.jobs)
 
     def started(self, job: Job) -> None:
         """A job's process starts."""

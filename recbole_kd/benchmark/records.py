@@ -52,7 +52,8 @@ class Record:
         seconds: Wall time of its training, from the log of its epochs.
         parameters: Learned numbers of the model.
         options: Everything the run was given, as ``recbole-kd train`` would take it.
-        command: A command that makes this run alone.
+        training: What it trained, see :class:`~recbole_kd.benchmark.plan.Job`.
+        command: A command that makes this run alone; empty for a reference row.
         provenance: Versions, machine, threads and date.
     """
 
@@ -73,6 +74,7 @@ class Record:
     seconds: float | None = None
     parameters: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    training: str = ""
     command: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -93,8 +95,12 @@ def file_of(out: Path, dataset: str, pair: str, row: str, seed: int) -> Path:
 
 def _file_name(text: str) -> str:
     """A name as the name of a folder: ``w/o S`` -> ``w%2Fo S``."""
-    plain = " +-_=" if not text.strip(".") else " .+-_="
-    return "".join(c if c.isalnum() or c in plain else f"%{ord(c):02X}" for c in text)
+    kept = " +-_=" if not text.strip(".") else " .+-_="
+    plain = "abcdefghijklmnopqrstuvwxyz0123456789" + kept
+    bytes_of = ((c, c.encode()) for c in text)
+    return "".join(
+        c if c.lower() in plain else "".join(f"%{b:02X}" for b in code) for c, code in bytes_of
+    )
 
 
 def write(file: Path, record: Record) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import signal
@@ -18,8 +19,9 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from recbole_kd import checkpoint
+from recbole_kd import checkpoint, per_user
 from recbole_kd.benchmark import plan, records, schedule
+from recbole_kd.benchmark.check import check_jobs
 from recbole_kd.benchmark.job import failed
 from recbole_kd.benchmark.plan import Job
 from recbole_kd.benchmark.progress import Progress
@@ -49,6 +51,7 @@ def run_benchmark(spec: Spec, out: Path, command: str = "", live: bool | None = 
         KDError: Some run would be refused, before any is started; or another process runs this.
     """
     jobs = plan.jobs_of(spec, out)
+    check_jobs(jobs, spec.metric)
     checkpoint.need_space(out, 0)
     lock = FileLock(out / ".lock", timeout=0)
     try:
@@ -56,8 +59,11 @@ def run_benchmark(spec: Spec, out: Path, command: str = "", live: bool | None = 
     except Timeout:
         raise KDError(f"{out}: another process runs this benchmark; allowed is one") from None
     with lock:
-        _write_spec(spec, out, command)
         done = [job for job in jobs if finished(job, out)]
+        for job in set(jobs) - set(done):
+            # A report must not take what was made with other options for this.
+            job.file(out).unlink(missing_ok=True)
+        _write_spec(spec, jobs, out, command)
         progress = Progress(jobs, done, live)
         with progress:
             Runner(jobs, done, out, progress).run(spec.jobs)
@@ -65,8 +71,9 @@ def run_benchmark(spec: Spec, out: Path, command: str = "", live: bool | None = 
     return 0 if progress.ended_well else 1
 
 
-def _write_spec(spec: Spec, out: Path, command: str) -> None:
-    values = {**spec.plain(), "command": command}
+def _write_spec(spec: Spec, jobs: Sequence[Job], out: Path, command: str) -> None:
+    metric = spec.metric or plan.metric_of(jobs[0])
+    values = {**spec.plain(), "metric": metric, "command": command}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     checkpoint.write_text(out / records.SPEC_FILE, text)
 
@@ -85,9 +92,10 @@ def finished(job: Job, out: Path) -> bool:
         record = records.read(file)
     except KDError:
         return False  # cut short by a full disk: it is made again
-    asked = json.loads(json.dumps(job.options))
-    there = record.folder is None or (out / record.folder / "best.pt").is_file()
-    return record.status == records.DONE and there and _wanted(record.options) == _wanted(asked)
+    asked = json.loads(json.dumps(job.options, default=str))
+    there = record.folder is None or (out / record.folder / per_user.FILE).is_file()
+    same = record.training == job.training and _wanted(record.options) == _wanted(asked)
+    return record.status == records.DONE and there and same
 
 
 def _wanted(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +137,8 @@ class Runner:
             while any(worker.is_alive() for worker in workers):
                 time.sleep(0.1)
                 self.progress.refresh()
+                if self.stopped:
+                    self._end()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -136,7 +146,10 @@ class Runner:
             raise KeyboardInterrupt
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.stopped = signal.Signals(number).name
+        self.stopped = signal.Signals(number).name  # the main loop does the rest, lock in hand
+
+    def _end(self) -> None:
+        """Start nothing more, and end what runs."""
         self.schedule.stop()
         with self._lock:
             for process in self.processes:
@@ -145,35 +158,40 @@ class Runner:
     def _work(self) -> None:
         while (job := self.schedule.take()) is not None:
             self.progress.started(job)
-            error = self._run(job)
+            try:
+                error = self._run(job)
+            except Exception as problem:  # a full disk, no more processes: the others go on
+                error = f"{type(problem).__name__}: {problem}"
+                self._record_failure(job, error)
             if self.stopped:
                 return
             state = schedule.FAILED if error else schedule.DONE
             for other in self.schedule.finish(job, state):
                 reason = f"not run: {job.row} of seed {job.seed} failed, which it needs"
-                records.write(other.file(self.out), failed(other, reason))
+                self._record_failure(other, reason)
                 self.progress.ended(other, reason)
             self.progress.ended(job, error)
+
+    def _record_failure(self, job: Job, error: str) -> None:
+        with contextlib.suppress(OSError):  # the progress says it; the disk may be full
+            records.write(job.file(self.out), failed(job, error))
 
     def _run(self, job: Job) -> str:
         """Run a job in its process; an empty string, or why it failed."""
         file = job.file(self.out)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
-        last: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
-        with self._start(job) as process:
-            self._feed(process, job)
-            with file.with_suffix(".log").open("a", encoding="utf-8") as log:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    log.write(line)
-                    log.flush()
-                    if text := line.strip():
-                        last.append(text)
-                        self.progress.said(job, text)
+        message = json.dumps({"job": job.plain(), "out": str(self.out)}, default=str)
+        process = self._start(job)
+        if process is None:
+            return ""
+        try:
+            last = self._follow(process, job, message)
             code = process.wait()
-        with self._lock:
-            self.processes.discard(process)
+        finally:
+            process.kill()
+            with self._lock:
+                self.processes.discard(process)
         if self.stopped:
             return ""
         if not file.is_file():
@@ -181,9 +199,34 @@ class Runner:
         record = records.read(file)
         return "" if record.status == records.DONE else record.error
 
-    def _start(self, job: Job) -> subprocess.Popen[str]:
+    def _follow(self, process: subprocess.Popen[str], job: Job, message: str) -> list[str]:
+        """Hand a process its job and keep what it says; the last lines.
+
+        The pipe to it stays open as long as this process lives, and closes with it.
+        """
+        assert process.stdin is not None
+        assert process.stdout is not None
+        last: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
+        log_file = job.file(self.out).with_suffix(".log")
+        with process.stdout, log_file.open("a", encoding="utf-8") as log:
+            with contextlib.suppress(BrokenPipeError):  # it died at once, and its code says so
+                process.stdin.write(message + "\n")
+                process.stdin.flush()
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                if text := line.strip():
+                    last.append(text)
+                    self.progress.said(job, text)
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        return list(last)
+
+    def _start(self, job: Job) -> subprocess.Popen[str] | None:
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(job.threads))}
         with self._lock:
+            if self.stopped:
+                return None  # told to stop since this job was taken
             process = subprocess.Popen(
                 [sys.executable, "-m", "recbole_kd.benchmark.job"],
                 stdin=subprocess.PIPE,
@@ -196,16 +239,6 @@ class Runner:
             )
             self.processes.add(process)
         return process
-
-    def _feed(self, process: subprocess.Popen[str], job: Job) -> None:
-        """Hand a process its job; the pipe stays open as long as this process lives."""
-        message = json.dumps({"job": job.plain(), "out": str(self.out)})
-        assert process.stdin is not None
-        try:
-            process.stdin.write(message + "\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died at once; its exit code says so
 
 
 def _stops() -> list[signal.Signals]:

@@ -132,8 +132,10 @@ class Spec:
         """What the report reads, as plain data."""
         values = asdict(self)
         pairs = {pair.pop("name"): pair for pair in values.pop("pairs")}
-        shown = ("name", "group", "kind", "model")
-        rows = [{key: row[key] for key in shown} for row in values.pop("rows")]
+        rows = [
+            {key: list(value) if isinstance(value, tuple) else value for key, value in row.items()}
+            for row in values.pop("rows")
+        ]
         return {
             **values,
             "datasets": list(self.datasets),
@@ -166,11 +168,7 @@ def read(path: str | Path, **changes: Any) -> Spec:
     if not isinstance(said["methods"], list):
         raise KDError(f"{where}: methods: found {said['methods']!r}; allowed is a list")
     rows = tuple(_row(entry, where, datasets, [p.name for p in pairs]) for entry in said["methods"])
-    for name in (twice := [r.name for r in rows]):
-        if twice.count(name) > 1:
-            raise KDError(
-                f"{where}: methods: found {name} twice; give one of them a name of its own"
-            )
+    _check_names(rows, where)
     jobs = _whole(said.get("jobs", 1), "jobs", where, 1)
     cores = os.cpu_count() or 1
     return Spec(
@@ -187,6 +185,19 @@ def read(path: str | Path, **changes: Any) -> Spec:
         jobs=jobs,
         threads=_whole(said.get("threads", max(1, cores // jobs)), "threads", where, 1),
     )
+
+
+def _check_names(rows: Sequence[Row], where: str) -> None:
+    names = [row.name for row in rows]
+    for row in rows:
+        if names.count(row.name) > 1:
+            raise KDError(
+                f"{where}: methods: found {row.name} twice; give one of them a name of its own"
+            )
+        if row.name == TEACHER_ROW and row.kind != TEACHER:
+            raise KDError(
+                f"{where}: methods: the name {TEACHER_ROW} is the teacher's; found {row.model}"
+            )
 
 
 def _datasets(said: Any, where: str) -> dict[str, dict[str, Any]]:
@@ -289,6 +300,8 @@ def _options(said: Any, place: str) -> dict[str, Any]:
     for section in SECTIONS:
         if {"model", "checkpoint"} & set(nested.get(section, {})):
             raise KDError(f"{place}: found a model for {section}; models are named under pairs")
+        if "seed" in nested.get(section, {}):
+            raise KDError(f"{place}: found {section}.seed, which the benchmark sets for each run")
     return nested
 
 
