@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import functools
 import logging
 import math
 import shlex
@@ -15,7 +17,7 @@ import pytest
 import tiny
 import yaml
 
-from recbole_kd import registry, report, run_recbole_kd, training
+from recbole_kd import compat, registry, report, run_recbole_kd, training
 from recbole_kd.cli import main
 from recbole_kd.defaults import method_defaults, method_ranges, readers_of
 from recbole_kd.errors import KDError
@@ -36,11 +38,23 @@ METHODS = sorted(path.stem for path in (properties_dir() / "method").glob("*.yam
 SPACE = "kd_weight: {low: 0.1, high: 100.0, log: true}\nce_K: {low: 5, high: 25, step: 5}\n"
 
 
+_parse = functools.cache(yaml.load)
+
+
+def make_fast(patch: pytest.MonkeyPatch) -> None:
+    """What takes long and is of no interest here.
+
+    How fast a model answers, who is installed, and the same YAML parsed for every trial.
+    """
+    patch.setattr(report, "latency", lambda *parts: None)
+    patch.setattr(registry, "_entry_points", lambda group: {})
+    patch.setattr(compat, "check_versions", lambda: None)
+    patch.setattr(yaml, "load", lambda text, Loader: copy.deepcopy(_parse(text, Loader)))
+
+
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes long and is of no interest here: how fast a model answers, who is installed."""
-    monkeypatch.setattr(report, "latency", lambda *parts: None)
-    monkeypatch.setattr(registry, "_entry_points", lambda group: {})
+    make_fast(monkeypatch)
 
 
 # -- what is shipped ---------------------------------------------------------------------------
@@ -235,7 +249,7 @@ def score(params: dict[str, Any], report: Callable[[int, float], None]) -> float
 
 
 def test_a_killed_study_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    whole = list(small_study(tmp_path / "whole").go_on(12, score))
+    whole = list(small_study(tmp_path / "whole").go_on(11, score))  # ten are drawn blindly
     calls = []
 
     def killed(params: dict[str, Any], report: Callable[[int, float], None]) -> float:
@@ -246,14 +260,14 @@ def test_a_killed_study_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> No
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            list(small_study(tmp_path / "cut").go_on(12, killed))
-    list(small_study(tmp_path / "cut").go_on(12, killed))
-    assert len(calls) == 14
+            list(small_study(tmp_path / "cut").go_on(11, killed))
+    list(small_study(tmp_path / "cut").go_on(11, killed))
+    assert len(calls) == 13
     assert calls[0] == calls[1]
     again = small_study(tmp_path / "cut")
     assert [(o.params, o.value) for o in again.outcomes()] == [(o.params, o.value) for o in whole]
-    assert len({str(o.params) for o in whole}) == 12
-    assert list(again.go_on(12, score)) == []
+    assert len({str(o.params) for o in whole}) == 11
+    assert list(again.go_on(11, score)) == []
     assert again.best() == max(again.outcomes(), key=lambda o: o.value)
 
 
@@ -303,20 +317,15 @@ def test_less_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
     assert study.best().value == min(o.value for o in outcomes)
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"identity": {"a": 2, "o": {"k": 1}}}, "its a is 1, here it is 2"),
-        ({"identity": {"a": 1, "o": {"k": 2}}}, "its o, k is 1, here it is 2"),
-    ],
-)
-def test_a_study_of_another_search_is_refused(
-    tmp_path: Path, more: dict[str, Any], said: str
-) -> None:
+def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
     list(small_study(tmp_path / "s").go_on(1, score))
     small_study(tmp_path / "s")
-    with pytest.raises(KDError, match=said):
-        small_study(tmp_path / "s", **more)
+    for identity, said in (
+        ({"a": 2, "o": {"k": 1}}, "its a is 1, here it is 2"),
+        ({"a": 1, "o": {"k": 2}}, "its o, k is 1, here it is 2"),
+    ):
+        with pytest.raises(KDError, match=said):
+            small_study(tmp_path / "s", identity=identity)
 
 
 def test_a_damaged_study_is_refused(tmp_path: Path) -> None:
@@ -389,7 +398,9 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A search of three trials that ran through."""
-    return search(tmp_path_factory.mktemp("whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        make_fast(patch)
+        return search(tmp_path_factory.mktemp("whole"))
 
 
 def test_a_search(tmp_path: Path, watched: dict[str, list[Any]], whole: dict[str, Any]) -> None:
@@ -466,7 +477,7 @@ def test_a_search_that_was_killed_goes_on(
 
 def test_a_refused_combination_and_a_diverging_training(tmp_path: Path) -> None:
     space = "ce_K: {choices: [10, 5000]}\nlearning_rate: {choices: [0.02, 1.0e+30]}\n"
-    result = search(tmp_path, 8, space, options={"learning_rate": ..., "epochs": 1})
+    result = search(tmp_path, 5, space, options={"learning_rate": ..., "epochs": 1})
     reasons: dict[str, set[str]] = {}
     for trial in result["trials"]:
         reasons.setdefault(trial["state"], set()).add(trial["reason"][:16])
@@ -482,7 +493,7 @@ def test_a_pruned_trial_trains_no_further(tmp_path: Path, monkeypatch: pytest.Mo
     space = "student.learning_rate: {choices: [0.02, 1.0e-9]}\n"
     options = {"learning_rate": 0.02, "epochs": 3, "teacher": {"epochs": 1}}
     given = {"options": {**options, "learning_rate": ...}, "warmup_epochs": 1}
-    result = search(tmp_path, 5, space, **given)
+    result = search(tmp_path, 3, space, **given)
     pruned = [t for t in result["trials"] if t["state"] == "pruned"]
     assert {(t["epoch"], t["params"]["student.learning_rate"]) for t in pruned} == {(1, 1e-9)}
     assert result["best_params"] == {"student.learning_rate": 0.02}
