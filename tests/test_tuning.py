@@ -271,23 +271,67 @@ def test_a_killed_study_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> No
     assert again.best() == max(again.outcomes(), key=lambda o: o.value)
 
 
-def test_a_refused_and_a_failed_trial_do_not_end_the_study(tmp_path: Path) -> None:
-    errors = [None, RefusedError("K is above M"), KDError("the loss is nan"), None]
+def test_a_trial_that_goes_wrong_does_not_end_the_study(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends = {
+        "": ("complete", None),
+        "K is above M": ("refused", RefusedError("K is above M")),
+        "the loss is nan": ("failed", KDError("the loss is nan")),
+        "RuntimeError: out of memory": ("failed", RuntimeError("out of memory\nat line 3")),
+        "MemoryError": ("failed", MemoryError()),
+        "the best validation score is nan": ("failed", math.nan),
+        "the best validation score is -inf": ("failed", -math.inf),
+    }
 
     def objective(params: dict[str, Any], report: Callable[[int, float], None]) -> float:
-        if error := errors[len(study.outcomes())]:
-            raise error
+        _, end = list(ends.values())[len(study.outcomes())]
+        if isinstance(end, Exception):
+            raise end
+        if end is not None:
+            report(0, end)
+            return end
         return score(params, report)
 
-    study = small_study(tmp_path / "s")
-    outcomes = list(study.go_on(4, objective))
-    assert [o.state for o in outcomes] == ["complete", "refused", "failed", "complete"]
-    assert [o.reason for o in outcomes] == ["", "K is above M", "the loss is nan", ""]
+    study = small_study(tmp_path / "s", pruner="median")
+    with caplog.at_level(logging.DEBUG, "recbole_kd"):
+        outcomes = list(study.go_on(len(ends), objective))
+    assert [(o.reason, o.state) for o in outcomes] == [(k, v[0]) for k, v in ends.items()]
+    (no_memory,) = [r for r in caplog.records if r.getMessage() == "trial 3 failed"]
+    assert no_memory.levelno == logging.DEBUG
+    assert "at line 3" in str(no_memory.exc_text)
+    assert study.best() == outcomes[0]
     with study.write_table().open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == [o.state for o in outcomes]
     assert float(rows[0]["x"]) == outcomes[0].params["x"]
-    assert len(small_study(tmp_path / "s").outcomes()) == 4
+    again = small_study(tmp_path / "s")
+    assert [o.reason for o in again.outcomes()] == list(ends), "none is repeated"
+
+
+def test_a_trial_is_killed_three_times_at_most(tmp_path: Path) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def killed(params: dict[str, Any], report: Callable[[int, float], None]) -> float:
+        calls.append(params)
+        if params == calls[0]:
+            raise KeyboardInterrupt
+        return score(params, report)
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            list(small_study(tmp_path / "s").go_on(3, killed))
+    study = small_study(tmp_path / "s")
+    list(study.go_on(3, killed))
+    assert calls[:3] == [calls[0]] * 3
+    outcomes = study.outcomes()
+    assert [(o.number, o.state, o.reason) for o in outcomes] == [
+        (2, "failed", "killed 3 times"),
+        (3, "complete", ""),
+        (4, "complete", ""),
+    ]
+    assert outcomes[0].params == calls[0]
+    assert small_study(tmp_path / "s").outcomes() == outcomes
 
 
 def test_a_trial_below_the_median_is_stopped_at_once(
@@ -508,6 +552,7 @@ def test_a_pruned_trial_trains_no_further(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_student_alone(tmp_path: Path, watched: dict[str, list[Any]]) -> None:
     options = settings(tmp_path, learning_rate=..., teacher=..., scratch=...)
     result = tune(SCRATCH, tiny.dataset(), config_dict=options, student="BPR", trials=2)
+    assert [t["state"] for t in result["trials"]] == ["complete"] * 2
     assert watched["trained"] == [("student", True)] * 2 + [("student", False)]
     logs = (tmp_path / "saved" / "tiny").glob("BPR-*/metrics.jsonl")
     assert [len(log.read_text().splitlines()) for log in logs] == [2, 2]  # it is only tested
