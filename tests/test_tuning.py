@@ -22,13 +22,14 @@ from recbole_kd.cli import main
 from recbole_kd.defaults import method_defaults, method_ranges, readers_of
 from recbole_kd.errors import KDError
 from recbole_kd.methods.rd import RD
-from recbole_kd.options import SECTIONS, parse_arguments, read_yaml
+from recbole_kd.options import SECTIONS, Sources, parse_arguments, read_yaml
 from recbole_kd.quick_start import Run
 from recbole_kd.registry import SCRATCH
 from recbole_kd.resources import properties_dir
 from recbole_kd.trainer import RunTrainer
 from recbole_kd.tuning import study as study_module
 from recbole_kd.tuning import tune
+from recbole_kd.tuning.search import Search
 from recbole_kd.tuning.space import Choices, Numbers, read_ranges, to_ranges
 from recbole_kd.tuning.study import RefusedError, Study
 
@@ -606,6 +607,12 @@ def test_shipped_ranges_without_what_is_set(
         (SPACE, {"options": {"nproc": 2}}, "--nproc=2"),
         (SPACE, {"params_file": "nowhere.hyper"}, "--params_file=nowhere.hyper: No such file"),
         (SPACE, {"teacher": None, "options": {"teacher": ...}}, "--teacher is missing"),
+        (
+            "rrd_T: {low: 1, high: 9}",
+            {"model": "RRD", "options": {"rrd_K": 30, "rrd_M": 20}},
+            "--rrd_K=30: found rrd_M=20; allowed are values up to that",
+        ),
+        ("kd_weight: {low: 0.1, high: 9.0}", {"options": {"ce_K": 500}}, "--ce_K=500: the data"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(
@@ -615,6 +622,26 @@ def test_mistakes_are_refused_before_anything_is_written(
         search(tmp_path, space=space, **more)
     assert said in str(refusal.value)
     assert [p.name for p in tmp_path.iterdir()] == ["space.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("model", "space", "own"),
+    [
+        ("RRD", "rrd_M: {low: 2, high: 9}", {"rrd_K": 4, "rrd_L": 5}),
+        # The refusal does not name what is searched: --ce_K=500: the data set has 120 items.
+        ("CE", "ce_guide: {choices: [teacher, all]}", {"ce_K": 500}),
+    ],
+)
+def test_what_a_searched_option_can_put_right_is_not_refused(
+    tmp_path: Path, model: str, space: str, own: dict[str, Any]
+) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(space)
+    options = settings(tmp_path, **own)
+    sources = Sources.collect(model, tiny.dataset(), "BPR", "BPR", options=options)
+    searched = Search(sources, path, "none", 0)
+    with pytest.raises(KDError, match="the data set has 120 items"):
+        searched.base.check()
 
 
 @pytest.mark.parametrize(
