@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import functools
 import logging
 import math
 import shlex
@@ -15,18 +17,19 @@ import pytest
 import tiny
 import yaml
 
-from recbole_kd import registry, report, run_recbole_kd, training
+from recbole_kd import compat, registry, report, run_recbole_kd, training
 from recbole_kd.cli import main
 from recbole_kd.defaults import method_defaults, method_ranges, readers_of
 from recbole_kd.errors import KDError
 from recbole_kd.methods.rd import RD
-from recbole_kd.options import SECTIONS, parse_arguments, read_yaml
+from recbole_kd.options import SECTIONS, Sources, parse_arguments, read_yaml
 from recbole_kd.quick_start import Run
 from recbole_kd.registry import SCRATCH
 from recbole_kd.resources import properties_dir
 from recbole_kd.trainer import RunTrainer
 from recbole_kd.tuning import study as study_module
 from recbole_kd.tuning import tune
+from recbole_kd.tuning.search import Search
 from recbole_kd.tuning.space import Choices, Numbers, read_ranges, to_ranges
 from recbole_kd.tuning.study import RefusedError, Study
 
@@ -36,11 +39,23 @@ METHODS = sorted(path.stem for path in (properties_dir() / "method").glob("*.yam
 SPACE = "kd_weight: {low: 0.1, high: 100.0, log: true}\nce_K: {low: 5, high: 25, step: 5}\n"
 
 
+_parse = functools.cache(yaml.load)
+
+
+def make_fast(patch: pytest.MonkeyPatch) -> None:
+    """What takes long and is of no interest here.
+
+    How fast a model answers, who is installed, and the same YAML parsed for every trial.
+    """
+    patch.setattr(report, "latency", lambda *parts: None)
+    patch.setattr(registry, "_entry_points", lambda group: {})
+    patch.setattr(compat, "check_versions", lambda: None)
+    patch.setattr(yaml, "load", lambda text, Loader: copy.deepcopy(_parse(text, Loader)))
+
+
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes long and is of no interest here: how fast a model answers, who is installed."""
-    monkeypatch.setattr(report, "latency", lambda *parts: None)
-    monkeypatch.setattr(registry, "_entry_points", lambda group: {})
+    make_fast(monkeypatch)
 
 
 # -- what is shipped ---------------------------------------------------------------------------
@@ -235,7 +250,7 @@ def score(params: dict[str, Any], report: Callable[[int, float], None]) -> float
 
 
 def test_a_killed_study_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    whole = list(small_study(tmp_path / "whole").go_on(12, score))
+    whole = list(small_study(tmp_path / "whole").go_on(11, score))  # ten are drawn blindly
     calls = []
 
     def killed(params: dict[str, Any], report: Callable[[int, float], None]) -> float:
@@ -246,34 +261,78 @@ def test_a_killed_study_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> No
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            list(small_study(tmp_path / "cut").go_on(12, killed))
-    list(small_study(tmp_path / "cut").go_on(12, killed))
-    assert len(calls) == 14
+            list(small_study(tmp_path / "cut").go_on(11, killed))
+    list(small_study(tmp_path / "cut").go_on(11, killed))
+    assert len(calls) == 13
     assert calls[0] == calls[1]
     again = small_study(tmp_path / "cut")
     assert [(o.params, o.value) for o in again.outcomes()] == [(o.params, o.value) for o in whole]
-    assert len({str(o.params) for o in whole}) == 12
-    assert list(again.go_on(12, score)) == []
+    assert len({str(o.params) for o in whole}) == 11
+    assert list(again.go_on(11, score)) == []
     assert again.best() == max(again.outcomes(), key=lambda o: o.value)
 
 
-def test_a_refused_and_a_failed_trial_do_not_end_the_study(tmp_path: Path) -> None:
-    errors = [None, RefusedError("K is above M"), KDError("the loss is nan"), None]
+def test_a_trial_that_goes_wrong_does_not_end_the_study(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends = {
+        "": ("complete", None),
+        "K is above M": ("refused", RefusedError("K is above M")),
+        "the loss is nan": ("failed", KDError("the loss is nan")),
+        "RuntimeError: out of memory": ("failed", RuntimeError("out of memory\nat line 3")),
+        "MemoryError": ("failed", MemoryError()),
+        "the best validation score is nan": ("failed", math.nan),
+        "the best validation score is -inf": ("failed", -math.inf),
+    }
 
     def objective(params: dict[str, Any], report: Callable[[int, float], None]) -> float:
-        if error := errors[len(study.outcomes())]:
-            raise error
+        _, end = list(ends.values())[len(study.outcomes())]
+        if isinstance(end, Exception):
+            raise end
+        if end is not None:
+            report(0, end)
+            return end
         return score(params, report)
 
-    study = small_study(tmp_path / "s")
-    outcomes = list(study.go_on(4, objective))
-    assert [o.state for o in outcomes] == ["complete", "refused", "failed", "complete"]
-    assert [o.reason for o in outcomes] == ["", "K is above M", "the loss is nan", ""]
+    study = small_study(tmp_path / "s", pruner="median")
+    with caplog.at_level(logging.DEBUG, "recbole_kd"):
+        outcomes = list(study.go_on(len(ends), objective))
+    assert [(o.reason, o.state) for o in outcomes] == [(k, v[0]) for k, v in ends.items()]
+    (no_memory,) = [r for r in caplog.records if r.getMessage() == "trial 3 failed"]
+    assert no_memory.levelno == logging.DEBUG
+    assert "at line 3" in str(no_memory.exc_text)
+    assert study.best() == outcomes[0]
     with study.write_table().open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == [o.state for o in outcomes]
     assert float(rows[0]["x"]) == outcomes[0].params["x"]
-    assert len(small_study(tmp_path / "s").outcomes()) == 4
+    again = small_study(tmp_path / "s")
+    assert [o.reason for o in again.outcomes()] == list(ends), "none is repeated"
+
+
+def test_a_trial_is_killed_three_times_at_most(tmp_path: Path) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def killed(params: dict[str, Any], report: Callable[[int, float], None]) -> float:
+        calls.append(params)
+        if params == calls[0]:
+            raise KeyboardInterrupt
+        return score(params, report)
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            list(small_study(tmp_path / "s").go_on(3, killed))
+    study = small_study(tmp_path / "s")
+    list(study.go_on(3, killed))
+    assert calls[:3] == [calls[0]] * 3
+    outcomes = study.outcomes()
+    assert [(o.number, o.state, o.reason) for o in outcomes] == [
+        (2, "failed", "killed 3 times"),
+        (3, "complete", ""),
+        (4, "complete", ""),
+    ]
+    assert outcomes[0].params == calls[0]
+    assert small_study(tmp_path / "s").outcomes() == outcomes
 
 
 def test_a_trial_below_the_median_is_stopped_at_once(
@@ -303,20 +362,15 @@ def test_less_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
     assert study.best().value == min(o.value for o in outcomes)
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"identity": {"a": 2, "o": {"k": 1}}}, "its a is 1, here it is 2"),
-        ({"identity": {"a": 1, "o": {"k": 2}}}, "its o, k is 1, here it is 2"),
-    ],
-)
-def test_a_study_of_another_search_is_refused(
-    tmp_path: Path, more: dict[str, Any], said: str
-) -> None:
+def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
     list(small_study(tmp_path / "s").go_on(1, score))
     small_study(tmp_path / "s")
-    with pytest.raises(KDError, match=said):
-        small_study(tmp_path / "s", **more)
+    for identity, said in (
+        ({"a": 2, "o": {"k": 1}}, "its a is 1, here it is 2"),
+        ({"a": 1, "o": {"k": 2}}, "its o, k is 1, here it is 2"),
+    ):
+        with pytest.raises(KDError, match=said):
+            small_study(tmp_path / "s", identity=identity)
 
 
 def test_a_damaged_study_is_refused(tmp_path: Path) -> None:
@@ -389,7 +443,9 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A search of three trials that ran through."""
-    return search(tmp_path_factory.mktemp("whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        make_fast(patch)
+        return search(tmp_path_factory.mktemp("whole"))
 
 
 def test_a_search(tmp_path: Path, watched: dict[str, list[Any]], whole: dict[str, Any]) -> None:
@@ -466,7 +522,7 @@ def test_a_search_that_was_killed_goes_on(
 
 def test_a_refused_combination_and_a_diverging_training(tmp_path: Path) -> None:
     space = "ce_K: {choices: [10, 5000]}\nlearning_rate: {choices: [0.02, 1.0e+30]}\n"
-    result = search(tmp_path, 8, space, options={"learning_rate": ..., "epochs": 1})
+    result = search(tmp_path, 5, space, options={"learning_rate": ..., "epochs": 1})
     reasons: dict[str, set[str]] = {}
     for trial in result["trials"]:
         reasons.setdefault(trial["state"], set()).add(trial["reason"][:16])
@@ -482,7 +538,7 @@ def test_a_pruned_trial_trains_no_further(tmp_path: Path, monkeypatch: pytest.Mo
     space = "student.learning_rate: {choices: [0.02, 1.0e-9]}\n"
     options = {"learning_rate": 0.02, "epochs": 3, "teacher": {"epochs": 1}}
     given = {"options": {**options, "learning_rate": ...}, "warmup_epochs": 1}
-    result = search(tmp_path, 5, space, **given)
+    result = search(tmp_path, 3, space, **given)
     pruned = [t for t in result["trials"] if t["state"] == "pruned"]
     assert {(t["epoch"], t["params"]["student.learning_rate"]) for t in pruned} == {(1, 1e-9)}
     assert result["best_params"] == {"student.learning_rate": 0.02}
@@ -497,6 +553,7 @@ def test_a_pruned_trial_trains_no_further(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_student_alone(tmp_path: Path, watched: dict[str, list[Any]]) -> None:
     options = settings(tmp_path, learning_rate=..., teacher=..., scratch=...)
     result = tune(SCRATCH, tiny.dataset(), config_dict=options, student="BPR", trials=2)
+    assert [t["state"] for t in result["trials"]] == ["complete"] * 2
     assert watched["trained"] == [("student", True)] * 2 + [("student", False)]
     logs = (tmp_path / "saved" / "tiny").glob("BPR-*/metrics.jsonl")
     assert [len(log.read_text().splitlines()) for log in logs] == [2, 2]  # it is only tested
@@ -550,6 +607,12 @@ def test_shipped_ranges_without_what_is_set(
         (SPACE, {"options": {"nproc": 2}}, "--nproc=2"),
         (SPACE, {"params_file": "nowhere.hyper"}, "--params_file=nowhere.hyper: No such file"),
         (SPACE, {"teacher": None, "options": {"teacher": ...}}, "--teacher is missing"),
+        (
+            "rrd_T: {low: 1, high: 9}",
+            {"model": "RRD", "options": {"rrd_K": 30, "rrd_M": 20}},
+            "--rrd_K=30: found rrd_M=20; allowed are values up to that",
+        ),
+        ("kd_weight: {low: 0.1, high: 9.0}", {"options": {"ce_K": 500}}, "--ce_K=500: the data"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(
@@ -559,6 +622,26 @@ def test_mistakes_are_refused_before_anything_is_written(
         search(tmp_path, space=space, **more)
     assert said in str(refusal.value)
     assert [p.name for p in tmp_path.iterdir()] == ["space.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("model", "space", "own"),
+    [
+        ("RRD", "rrd_M: {low: 2, high: 9}", {"rrd_K": 4, "rrd_L": 5}),
+        # The refusal does not name what is searched: --ce_K=500: the data set has 120 items.
+        ("CE", "ce_guide: {choices: [teacher, all]}", {"ce_K": 500}),
+    ],
+)
+def test_what_a_searched_option_can_put_right_is_not_refused(
+    tmp_path: Path, model: str, space: str, own: dict[str, Any]
+) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(space)
+    options = settings(tmp_path, **own)
+    sources = Sources.collect(model, tiny.dataset(), "BPR", "BPR", options=options)
+    searched = Search(sources, path, "none", 0)
+    with pytest.raises(KDError, match="the data set has 120 items"):
+        searched.base.check()
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,7 @@ class Search:
         self.metric = self.config["valid_metric"].lower()
         self.log = getLogger("recbole_kd")
         self.teacher: TeacherParts | None = None
+        self._check_own()
 
     def default_folder(self) -> Path:
         """Folder of the search in the run's ``checkpoint_dir``."""
@@ -139,6 +140,32 @@ class Search:
             names.append(self.sources.teacher or "opened")
         name = "-".join(map(short_name, names))
         return Path(self.config["checkpoint_dir"]) / self.config["dataset"] / f"tune-{name}"
+
+    def _check_own(self) -> None:
+        """Refuse now, and not once a trial, what no searched option can put right.
+
+        That is a refusal of the run's own options that stays the same, word for word, at both ends
+        of every range.
+
+        Raises:
+            KDError: That refusal.
+        """
+        try:
+            self.base.check()
+        except KDError as error:
+            ends = [{key: end} for key, one in self.ranges.items() for end in one.ends]
+            refusals = {self._refusal({**self.defaults, **end}) for end in ends}
+            start_logging(self.config)  # they were quieter
+            if refusals == {str(error)}:
+                raise
+
+    def _refusal(self, params: Mapping[str, Any]) -> str | None:
+        """Why no run can have some options, as far as it shows without the teacher."""
+        try:
+            self._run_of(params).check()
+        except KDError as error:
+            return str(error)
+        return None
 
     def run(self, folder: Path, trials: int) -> dict[str, Any]:
         """Search, write the recipe, and test the best model.
@@ -186,16 +213,20 @@ class Search:
     # -- one trial -----------------------------------------------------------------------------
 
     def _trial(self, params: dict[str, Any], report: Report) -> float:
-        level = str(self.config["state"] or "INFO").upper()
-        quiet = {"scratch": False, "resume": "auto"}
-        if level != "DEBUG":
-            quiet.update(show_progress=False, state="WARNING" if level == "INFO" else level)
         try:
-            run = Run(self._with(params, "trial", quiet), saved=True, split=self.base.split)
+            run = self._run_of(params)
             run.check(self.teacher)
         except KDError as error:
             raise RefusedError(str(error)) from error
         return run.trial(self.teacher, report).best_valid_score
+
+    def _run_of(self, params: Mapping[str, Any]) -> Run:
+        """The run of a trial, which says less than the search."""
+        level = str(self.config["state"] or "INFO").upper()
+        quiet = {"scratch": False, "resume": "auto"}
+        if level != "DEBUG":
+            quiet.update(show_progress=False, state="WARNING" if level == "INFO" else level)
+        return Run(self._with(params, "trial", quiet), saved=True, split=self.base.split)
 
     def _with(self, params: Mapping[str, Any], origin: str, more: Mapping[str, Any]) -> Sources:
         """The run's sources with the options of a trial over them."""

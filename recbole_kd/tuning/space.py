@@ -64,6 +64,11 @@ class Numbers:
         places = (value - self.low) / self.step
         return abs(places - round(places)) < TOLERANCE * max(1, places)
 
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The bounds."""
+        return self.low, self.high
+
     def widened(self, value: Any) -> Numbers:
         """The same with a value in it, as far as it is of its kind."""
         fits = _is_number(value) and (value > 0 or not self.log)
@@ -85,6 +90,11 @@ class Choices:
     """
 
     choices: tuple[Any, ...]
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """All choices, for none lies between others."""
+        return self.choices
 
     @property
     def labels(self) -> list[Any]:

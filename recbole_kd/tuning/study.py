@@ -9,9 +9,11 @@ import contextlib
 import csv
 import io
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,12 @@ PRUNERS = ("median", "none")
 STARTUP_TRIALS = 5
 """Trials that end before the median of their validations stops another."""
 
-REASON, REPEATS = "reason", "repeats"
-"""What is kept of a trial: why it was refused or failed, and which one it repeats.
+MOST_KILLS = 3
+"""Times that the process of a trial is killed before the trial counts as failed."""
+
+REASON, REPEATS, KILLS = "reason", "repeats", "kills"
+"""What is kept of a trial: why it was refused or failed, which one it repeats, and how often those
+before it were killed.
 
 A trial that failed without a reason is one whose process ended.
 """
@@ -143,17 +149,25 @@ class Study:
     # -- trials --------------------------------------------------------------------------------
 
     def _repeat_killed(self) -> None:
-        """Take a trial whose process was killed out of the count, and put it first in the queue."""
+        """Take a trial whose process was killed out of the count, and put it first in the queue.
+
+        Not for ever: one that is killed time and again has failed, and the others go on.
+        """
         states = self.optuna.trial.TrialState
         for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
             self.study.tell(trial.number, state=states.FAIL)  # the folder is ours alone
+            if _kills(trial) >= MOST_KILLS:
+                getLogger("recbole_kd").warning(
+                    "trial %d: killed %d times, it is not repeated", trial.number, _kills(trial)
+                )
         trials = self.study.get_trials(deepcopy=False)
         repeated = {trial.user_attrs.get(REPEATS) for trial in trials}
         for trial in trials:
             if _killed(trial) and trial.number not in repeated:
                 # One that was killed while it was drawn has not yet all that it was to begin with.
                 params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-                self.study.enqueue_trial(params, user_attrs={REPEATS: trial.number})
+                kept = {REPEATS: trial.number, KILLS: _kills(trial)}
+                self.study.enqueue_trial(params, user_attrs=kept)
 
     def begin_with(self, params: Mapping[str, Any]) -> None:
         """Make some options the first trial of a new study.
@@ -170,7 +184,8 @@ class Study:
         Args:
             count: Trials in all.
             objective: Options and a report of every validation to the score. The report ends a
-                trial that is to be pruned; :class:`RefusedError` and :class:`KDError` end it too.
+                trial that is to be pruned, :class:`RefusedError` one that no run can have; any
+                other error fails it.
 
         Yields:
             Each trial that has ended, as :class:`Outcome`.
@@ -187,31 +202,36 @@ class Study:
             trial = self.study.ask(self._distributions())
 
         def report(epoch: int, score: float) -> None:
+            if math.isnan(score):
+                return  # neither above nor below a median; the best score of the trial decides
             trial.report(score, epoch)
             if trial.should_prune():
                 raise self.optuna.TrialPruned
 
         try:
             value = objective(self._values(trial.params), report)
+            if not math.isfinite(value):
+                raise KDError(f"the best validation score is {value}")
         except self.optuna.TrialPruned:
             self.study.tell(trial, state=states.PRUNED)
         except RefusedError as error:
             trial.set_user_attr(REASON, str(error))
             self.study.tell(trial, state=states.PRUNED)
-        except KDError as error:
-            trial.set_user_attr(REASON, str(error))
+        except Exception as error:  # such as no memory: it ends this trial and no other
+            getLogger("recbole_kd").debug("trial %d failed", trial.number, exc_info=True)
+            trial.set_user_attr(REASON, _described(error))
             self.study.tell(trial, state=states.FAIL)
         else:
             self.study.tell(trial, value)
         return trial.number
 
     def outcomes(self) -> list[Outcome]:
-        """The trials that have ended, in their order, without those whose process was killed."""
+        """The trials that have ended, in their order, without those that are repeated."""
         trials = self.study.get_trials(deepcopy=False)
         return [self._outcome(t) for t in trials if t.state.is_finished() and not _killed(t)]
 
     def _outcome(self, trial: Any) -> Outcome:
-        reason = trial.user_attrs.get(REASON, "")
+        reason = _reason(trial)
         state = trial.state.name.lower().replace("fail", "failed")
         return Outcome(
             number=trial.number,
@@ -275,8 +295,32 @@ class Study:
 
 
 def _killed(trial: Any) -> bool:
-    """Whether a trial has ended because its process did."""
+    """Whether a trial has ended because its process did, and is repeated."""
+    return _cut_short(trial) and _kills(trial) < MOST_KILLS
+
+
+def _cut_short(trial: Any) -> bool:
     return trial.state.name == "FAIL" and REASON not in trial.user_attrs
+
+
+def _kills(trial: Any) -> int:
+    """How often a trial whose process ended was killed, with those that it repeats."""
+    before: int = trial.user_attrs.get(KILLS, 0)
+    return before + 1
+
+
+def _reason(trial: Any) -> str:
+    """Why a trial was refused or failed; nothing for any other."""
+    reason: str = trial.user_attrs.get(REASON, "")
+    return f"killed {_kills(trial)} times" if _cut_short(trial) else reason
+
+
+def _described(error: Exception) -> str:
+    """An error in a line: our own as it is, any other with its type."""
+    if isinstance(error, KDError):
+        return str(error)
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *lines[:1]])
 
 
 @contextlib.contextmanager
