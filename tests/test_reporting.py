@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -180,7 +181,7 @@ def test_one_seed_has_no_spread_and_no_test(tmp_path: Path) -> None:
 
 def test_tests_use_the_seeds_that_both_have(tmp_path: Path) -> None:
     values = {"RCEKD": {0: 0.5, 1: 0.6, 2: 0.9}, "CE": {0: 0.3, 2: 0.4, 7: 0.1}, "RD": {9: 0.1}}
-    folder = make_bench(tmp_path, values)
+    folder = make_bench(tmp_path, values, seeds=[0, 1, 2, 7, 9])
     tests = {one.row: one for one in table_of(folder).tests}
     assert tests["CE"].seeds == (0, 2)
     assert tests["CE"].by_seed.difference == pytest.approx((0.2 + 0.5) / 2)
@@ -376,7 +377,106 @@ def test_numbers_of_users_that_are_none_leave_their_part_out(tmp_path: Path) -> 
 def test_rows_the_file_does_not_name_come_last(tmp_path: Path) -> None:
     folder = make_bench(tmp_path, {"CE": {0: 0.1}})
     put(folder, "Old", 0, 0.2)
-    assert [row.name for row in collect(folder).blocks[0].rows] == ["CE", "Old"]
+    (block,) = collect(folder).blocks
+    assert [row.name for row in block.rows] == ["CE", "Old"]
+    assert block.missing == ("CE: not run yet with seeds 1, 2",)
+
+
+def test_only_what_the_file_asks_for_is_missing(tmp_path: Path) -> None:
+    def row(name: str, **more: Any) -> dict[str, Any]:
+        return {"name": name, "kind": kind(name), **more}
+
+    rows = [row("Teacher"), row("CE", seeds=[5], datasets=[], pairs=["MF-MF"], options={})]
+    rows += [row("DCD", datasets=["e"]), row("RD", pairs=["X-MF"])]
+    pairs = {key: {"teacher": "X", "student": "BPR"} for key in ("MF-MF", "X-MF")}
+    folder = make_bench(tmp_path, {}, rows=rows, datasets=["d", "e"], pairs=pairs, seeds=[0])
+    put(folder, "CE", 5, 0.2)
+    put(folder, "RD", 0, 0.2)
+    blocks = {(b.dataset, b.pair): b for b in collect(folder).blocks}
+    assert blocks["d", "MF-MF"].missing == (
+        "Teacher: not run yet with seed 5",
+        "RD: left out, the file does not ask for it here",
+    )
+    assert [one.name for one in blocks["d", "MF-MF"].rows] == ["CE"]
+    assert blocks["e", "X-MF"].missing == tuple(
+        f"{name}: not run yet with seed 0" for name in ("Teacher", "DCD", "RD")
+    )
+
+
+def test_records_that_do_not_fit_their_row_are_left_out(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"CE": {}, "DCD": {}, "Teacher": {}})
+    for seed in (0, 1, 2, 3):
+        lr = {"lr": 0.1 if seed == 1 else 0.2, "seed": seed, "checkpoint_dir": f"{seed}"}
+        put(folder, "CE", seed, 0.5, options={**lr, "resume": seed, "threads": seed})
+        split = {"split": {"train": "bad" if seed == 0 else "good"}}
+        put(folder, "DCD", seed, 0.5, provenance=split)
+    (block,) = collect(folder).blocks
+    assert {row.name: list(row.runs) for row in block.rows} == {"CE": [0, 2], "DCD": [1, 2]}
+    assert block.missing == (
+        "CE: left out seed 3: the file does not ask for it",
+        "CE: left out seed 1: made with other options than seed 0 (lr)",
+        "DCD: left out seed 3: the file does not ask for it",
+        "DCD: left out seed 0: another split of the data than the other rows",
+        "Teacher: not run yet with seeds 0, 1, 2",
+    )
+
+
+def test_of_as_many_records_the_newest_or_those_of_the_file_count(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"CE": {}}, seeds=[0, 1])
+    for seed in (0, 1):
+        put(folder, "CE", seed, 0.5, options={"ce_K": seed, "teacher": {"n": 1}})
+        os.utime(records.file_of(folder, "d", "MF-MF", "CE", seed), (100 - seed, 100 - seed))
+    assert list(collect(folder).blocks[0].rows[0].runs) == [0]
+    row = {"name": "CE", "kind": "distilled", "options": {"ce_K": 1, "teacher": {"n": 1}}}
+    make_bench(tmp_path, {}, seeds=[0, 1], rows=[row])
+    assert list(collect(folder).blocks[0].rows[0].runs) == [1]
+
+
+def test_the_metric_is_the_files_or_that_of_early_stopping(tmp_path: Path) -> None:
+    found = {"itemcoverage@5": 0.9, "recall@5": 0.1, "mrr@5": 0.2}
+    folder = make_bench(tmp_path, {"CE": {0: found}}, metric=None)
+    assert collect(folder).metric == "recall@5"
+    put(folder, "CE", 0, found, folder="runs")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "resolved.yaml").write_text("valid_metric: MRR@5")
+    assert collect(folder).metric == "mrr@5"
+    make_bench(tmp_path, {"CE": {}}, metric="NDCG@10")
+    with pytest.raises(KDError, match=r"yaml, metric: ndcg@10: .* itemcoverage@5, recall@5, mrr"):
+        collect(folder)
+
+
+WRONG = {"row": ["CE"], "dataset": None, "seed": True, "kind": 3, "test_result": {"m": "0.3"}}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_record_of_wrong_types_is_none(key: str, tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"CE": {0: 0.3, 1: 0.4}})
+    file = records.file_of(folder, "d", "MF-MF", "CE", 1)
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: WRONG[key]}))
+    bench = collect(folder)
+    (line,) = bench.damaged
+    assert line.startswith("unreadable record: records/d/MF-MF/CE/seed-1.json: ")
+    assert list(bench.blocks[0].rows[0].runs) == [0]
+
+
+def test_a_field_of_wrong_type_is_left_out_of_its_record(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"CE": {}})
+    wrong = {"folder": 3, "seconds": math.inf, "epochs": "9", "best_epoch": 1.5, "command": ["a"]}
+    put(folder, "CE", 0, 0.3, **wrong, options=None, provenance=[1], parameters=10**400)
+    bench = collect(folder)
+    assert len(bench.damaged) == 8
+    assert bench.damaged[1].endswith("records/d/MF-MF/CE/seed-0.json: folder: found 3")
+    assert "left out of a record" in written(folder, "md")
+
+
+def test_a_published_text_is_left_out(tmp_path: Path) -> None:
+    paper = {"d": {"MF-MF": {"CE": {"ndcg@10": "high", "Recall@10": 1}, "DCD": 3}}, "e": None}
+    bench = collect(make_bench(tmp_path, VALUES, published=paper))
+    assert bench.paper(bench.blocks[0], "CE") == {"recall@10": 1.0}
+    assert [line.partition("published: ")[2].partition(":")[0] for line in bench.damaged] == [
+        "d, MF-MF, CE, ndcg@10",
+        "d, MF-MF, DCD",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -574,7 +674,7 @@ def test_a_report_of_real_runs(real: Path, capsys: pytest.CaptureFixture[str]) -
         "report.html",
     ]
     text = (real / "report" / "report.md").read_text(encoding="utf-8")
-    assert "What is missing" not in text
+    assert "What is missing or left out" not in text
     assert "| users tested" in text
     assert "make all" in text
     figures = {file.name for file in (real / "report" / "figures").iterdir()}

@@ -46,10 +46,10 @@ def _gaps(bench: Benchmark) -> list[Section]:
     lines = [
         f"{block.dataset}, {block.pair}: {line}" for block in bench.blocks for line in block.missing
     ]
-    lines += [f"unreadable record: {line}" for line in bench.damaged]
+    lines += bench.damaged
     if not bench.blocks:
         lines.append("There is no record of a run.")
-    return [Section("What is missing", [Notes(lines)])] if lines else []
+    return [Section("What is missing or left out", [Notes(lines)])] if lines else []
 
 
 def _block_sections(results: Results, block: Block) -> list[Section]:
