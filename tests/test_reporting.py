@@ -163,6 +163,39 @@ def test_metrics_have_their_own_best_and_baseline(tmp_path: Path) -> None:
     assert table.improvements["ndcg@10"].relative == pytest.approx(1)
 
 
+def test_rows_that_lack_a_seed_of_ours_do_not_compete(tmp_path: Path) -> None:
+    """The test has the last word: over its seed 0 ours is 0.02 above CE."""
+    values = {"RCEKD": {0: 0.3, 1: 0.2, 2: 0.2}, "CE": {0: 0.28}, "DCD": {0: 0.1, 1: 0.2, 2: 0.1}}
+    folder = make_bench(tmp_path, values)
+    table = table_of(folder)
+    assert marks(table) == {"RCEKD": "B", "CE": "", "DCD": "u"}
+    assert table.improvements["ndcg@10"].baseline == "DCD"
+    assert {line.row.name: line.lacks for line in table.lines}["CE"] == (1, 2)
+    text = written(folder, "md")
+    assert "1: 0 (does not compete)" in text
+    assert "Students compete over the seeds of RCEKD" in text
+
+
+def test_a_seed_more_than_ours_does_not_count(tmp_path: Path) -> None:
+    values = {"RCEKD": {0: 0.3, 1: 0.3}, "CE": {0: 0.2, 1: 0.2, 2: 0.8}}
+    table = table_of(make_bench(tmp_path, values))
+    assert marks(table) == {"RCEKD": "B", "CE": "u"}
+    assert table.improvements["ndcg@10"].relative == pytest.approx(0.5)
+    assert table.lines[1].cells["ndcg@10"].summary.mean == pytest.approx(0.4)
+
+
+def test_without_ours_the_largest_set_of_seeds_competes(tmp_path: Path) -> None:
+    values = {"CE": {0: 0.9}, "DCD": {1: 0.2, 2: 0.2}, "RD": {1: 0.3, 2: 0.3}}
+    assert marks(table_of(make_bench(tmp_path, values, ours=None)))["RD"] == "B"
+
+
+def test_only_metrics_of_accuracy_are_marked(tmp_path: Path) -> None:
+    found = {"gauc": 0.5, "averagepopularity@10": 9.0, "ndcg@10": 0.1}
+    table = table_of(make_bench(tmp_path, {"RCEKD": {0: found}, "CE": {0: found}}))
+    assert marks(table, "averagepopularity@10") == {"RCEKD": "", "CE": ""}
+    assert set(table.improvements) == {"gauc", "ndcg@10"}
+
+
 def test_a_baseline_of_zero_has_no_improvement(tmp_path: Path) -> None:
     table = table_of(make_bench(tmp_path, {"RCEKD": {0: 0.2}, "CE": {0: 0.0}}))
     assert table.improvements["ndcg@10"].relative is None
@@ -239,6 +272,52 @@ def test_users_of_one_method_alone_are_left_out_and_counted(tmp_path: Path) -> N
     assert (one.by_user.pairs, one.by_user.reason) == (2, "users without a pair: 1")
 
 
+def test_users_of_either_method_alone_are_counted_with_other_notes(tmp_path: Path) -> None:
+    make_bench(tmp_path, {"RCEKD": {}, "CE": {}})
+    put_users(tmp_path, "RCEKD", 0, {"a": 0.4, "b": 0.2, "c": 0.5}, user=["a", "b", "b"])
+    put_users(tmp_path, "CE", 0, {"b": 0.1, "d": 0.0, "e": 0.3})
+    (one,) = table_of(tmp_path).tests
+    assert one.by_user.difference == pytest.approx(0.35 - 0.1)
+    assert one.by_user.reason == (
+        "one user; a test needs two; users without a pair: 3; "
+        "means of each user's rankings are compared"
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "part"),
+    [
+        ({"user": [["a"], ["b"]]}, "a user of list<.*>; needed are texts"),
+        ({"user": ["a", None]}, "a user of gaps; needed are texts"),
+        ({"ndcg@10": ["0.1", "0.2"]}, "a ndcg@10 of string; needed are finite numbers"),
+        ({"ndcg@10": [0.1, None]}, "a ndcg@10 of gaps; needed are finite numbers"),
+    ],
+)
+def test_columns_of_other_types_have_a_reason(columns: Any, part: str, tmp_path: Path) -> None:
+    make_bench(tmp_path, {"RCEKD": {}, "CE": {}})
+    put_users(tmp_path, "RCEKD", 0, {"a": 0.4, "b": 0.2})
+    put_users(tmp_path, "CE", 0, {"a": 0.4, "b": 0.2}, **columns)
+    (one,) = table_of(tmp_path).tests
+    assert re.search(f"^per_user.parquet of CE, seed 0 has {part}$", one.by_user.reason)
+
+
+def test_text_targets_have_no_size(tmp_path: Path) -> None:
+    make_bench(tmp_path, {"CE": {}})
+    put_users(tmp_path, "CE", 0, {"a": 0.4, "b": 0.2}, held_out=["1", "2"])
+    assert "test targets" not in written(tmp_path, "md")
+
+
+def test_a_row_without_files_leaves_the_groups_of_others(tmp_path: Path) -> None:
+    make_bench(tmp_path, {"Teacher": {0: 0.5}, "RCEKD": {}})
+    put_users(tmp_path, "RCEKD", 0, {"a": 0.2, "b": 0.8}, train_items=[1, 9])
+    rankings, rows = Rankings(tmp_path), collect(tmp_path).blocks[0].rows
+    found = rankings.by_activity(rows, "ndcg@10")
+    assert list(found.values) == ["RCEKD"]
+    assert found.left_out == ["Teacher: Teacher, seed 0 has no folder"]
+    rankings.clear()
+    assert rankings._read == {}
+
+
 def test_align_keeps_what_all_have() -> None:
     first = (np.array(["a", "b", "d"]), np.array([1.0, 2, 4]))
     second = (np.array(["b", "c", "d"]), np.array([20.0, 30, 40]))
@@ -303,6 +382,13 @@ def test_no_gap_is_closed_where_there_is_none() -> None:
     assert shares(row_of("CE", {0: 0.6}), teacher, scratch, "m").closed is None
     assert shares(row_of("CE", {0: 0.6}), None, scratch, "m").kept is None
     assert shares(row_of("CE", {1: 0.6}), teacher, scratch, "m").kept is None
+
+
+def test_no_gap_is_closed_where_it_is_within_the_spread() -> None:
+    teacher, scratch = row_of("Teacher", {0: 0.3, 1: 0.5}), row_of("Scratch", {0: 0.3, 1: 0.3})
+    assert shares(row_of("CE", {0: 0.6, 1: 0.6}), teacher, scratch, "m").closed is None
+    found = shares(row_of("CE", {0: 0.6}), teacher, row_of("Scratch", {0: 0.2}), "m")
+    assert found.closed == pytest.approx(4)
 
 
 def test_percentiles_and_users_of_a_timing() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from recbole_kd.benchmark.records import REFERENCE, SCRATCH_STUDENT, TEACHER
 from recbole_kd.reporting import provenance
-from recbole_kd.reporting.collect import MAIN, Benchmark, Block
+from recbole_kd.reporting.collect import MAIN, RANKING, Benchmark, Block
 from recbole_kd.reporting.compression import BATCH, K, Latency, Measured
 from recbole_kd.reporting.page import Command, Grid, Notes, Page, Part, Section, Text
 from recbole_kd.reporting.pictures import pictures, title_of
@@ -37,6 +37,7 @@ def make_page(results: Results) -> Page:
     sections = [*_gaps(bench)]
     for block in bench.blocks:
         sections += _block_sections(results, block)
+        results.rankings.clear()
     sections += [Section("How to read the numbers", [Notes(_definitions(results))])]
     sections += _provenance(results)
     return Page(bench.name, lead, sections)
@@ -99,6 +100,7 @@ def _line(bench: Benchmark, line: Line) -> list[Text]:
     seeds = tuple(line.row.runs)
     differs = seeds and set(seeds) != set(bench.seeds)
     count = str(len(seeds)) + (f": {', '.join(map(str, seeds))}" if differs else "")
+    count += " (does not compete)" if line.lacks else ""
     name = line.row.name + (" (reference)" if line.row.kind == REFERENCE else "")
     return [Text(name), Text(count), *(_cell(cell) for cell in line.cells.values())]
 
@@ -222,29 +224,45 @@ def _definitions(results: Results) -> list[str]:
         "epoch or option was selected on test data by these runs.",
         "± is the sample standard deviation over the seeds (divided by their number less one); "
         "a single seed has none. Where a row lacks seeds, the seeds it has are named.",
-        "Bold: the student with the largest mean. The teacher and reference rows do not compete.",
+        f"Bold: the student with the largest mean, of the metrics of accuracy "
+        f"({', '.join(RANKING)}); others are not marked. The teacher and reference rows do not "
+        "compete.",
+        _competing(bench),
         "A row 'published' is the number its authors print, in their setting, not a run of ours.",
     ]
     if bench.ours is not None:
         lines += [
             f"Underlined, and compared in the row 'improvement': the student other than "
             f"{bench.ours} with the largest mean of that test metric, the scratch student "
-            "included. Each mean is over the row's own seeds.",
+            "included.",
             "By seed: the paired t-test over the seeds that both have. By user: the paired t-test "
             "over the users both ranked, each user's metric averaged over those same seeds. Both "
-            "are two-sided; the difference is ours less the other, over the common seeds.",
+            "are two-sided; the difference is ours less the other, over the common seeds. A user "
+            "with several rankings is one pair: the user's mean.",
             "p after Holm's correction over all comparisons of its table, seeds and users apart. "
             "d_z: mean difference over the standard deviation of the differences.",
         ]
     lines += [
         "Teacher's kept: metric over the teacher's. Gap closed: (metric - scratch) / (teacher - "
-        f"scratch); '{NOTHING}' where the teacher is not above the scratch student. Both over the "
-        "seeds that the rows share.",
+        f"scratch); '{NOTHING}' where the teacher is not above the scratch student, or by less "
+        "than the larger of their spreads. Both over the seeds that the rows share.",
         "Every run's folder holds resolved.yaml: all of its options, also those left at default.",
         "Parameters: learned numbers. Weights: their bytes in memory. best.pt: bytes on disk, "
         "with tokens and train history. Of the first seed of each row.",
     ]
     return [*lines, _latency_note(results)] if results.timed else lines
+
+
+def _competing(bench: Benchmark) -> str:
+    """Which rows are marked and improved on, and over which seeds."""
+    if bench.ours is None:
+        whose = "the seeds of the student that has most"
+    else:
+        whose = f"the seeds of {bench.ours}"
+    return (
+        f"Students compete over {whose}: with a seed less a row is shown with those it has, and "
+        "does not compete; a seed more does not count there."
+    )
 
 
 def _latency_note(results: Results) -> str:
