@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 import json
 import math
 import os
@@ -23,9 +25,16 @@ from recbole_kd.benchmark.records import FAILED, Record
 from recbole_kd.cli import main
 from recbole_kd.errors import KDError
 from recbole_kd.quick_start import run_recbole_kd
-from recbole_kd.reporting import published, render, write_report
+from recbole_kd.reporting import contents, published, render, write_report
 from recbole_kd.reporting.collect import Benchmark, Block, Row, collect
-from recbole_kd.reporting.compression import percentiles, typical_users
+from recbole_kd.reporting.compression import (
+    REPEATS,
+    ROUNDS,
+    Timed,
+    percentiles,
+    time_all,
+    typical_users,
+)
 from recbole_kd.reporting.curves import curve
 from recbole_kd.reporting.figures import pareto_front
 from recbole_kd.reporting.page import Text
@@ -397,6 +406,46 @@ def test_percentiles_and_users_of_a_timing() -> None:
     counts = tiny.torch.tensor([0, 5, 0, 1, 9])
     assert typical_users(counts, 3).tolist() == [3, 1, 4]
     assert len(typical_users(counts, 256)) == 256
+
+
+class Slow:
+    """A model of five users and three items that notes who asks."""
+
+    def __init__(self, name: str, said: list[tuple[str, int, int]], fails: bool = False):
+        self.name, self.said, self.fails = name, said, fails
+        self.scorer, self.model = self, tiny.torch.nn.Linear(1, 1)
+        self.history, self.device, self.n_items = self, tiny.torch.device("cpu"), 3
+        self.counts = tiny.torch.tensor([0, 1, 2, 3, 4, 5])
+
+    def step(self) -> Any:
+        return contextlib.nullcontext()
+
+    def encode_now(self, users: Any) -> Any:
+        self.said.append((self.name, len(users), int(users[0])))
+        return users
+
+    def score_all(self, users: Any) -> Any:
+        if self.fails and len(self.said) > 20:
+            raise ValueError("broken\nthere")
+        return tiny.torch.zeros(len(users), 3)
+
+
+def test_models_and_users_take_turns() -> None:
+    said: list[tuple[str, int, int]] = []
+    models = {name: Timed(Slow(name, said, name == "c")) for name in "abc"}
+    time_all(models)
+    assert models["c"].reason == "broken"
+    assert models["c"].one is None
+    assert models["a"].one is not None
+    assert models["a"].one.repeats == REPEATS
+    turns = [name for name, _ in itertools.groupby(name for name, *_ in said)]
+    assert turns.count("a") >= ROUNDS - 1
+    assert {first for name, size, first in said if (name, size) == ("a", 1)} == {1, 2, 3, 4, 5}
+
+
+def test_latencies_have_two_digits() -> None:
+    shown = [contents._two_digits(value) for value in (0.0123, 0.1, 0.998, 9.96, 12.4, 153.0)]
+    assert shown == ["0.012", "0.10", "1.0", "10", "12", "150"]
 
 
 def test_the_front_has_what_no_smaller_model_beats() -> None:

@@ -10,7 +10,7 @@ import torch
 from recbole_kd.benchmark.records import REFERENCE, SCRATCH_STUDENT, TEACHER
 from recbole_kd.reporting import provenance
 from recbole_kd.reporting.collect import MAIN, RANKING, Benchmark, Block
-from recbole_kd.reporting.compression import BATCH, K, Latency, Measured
+from recbole_kd.reporting.compression import BATCH, ROUNDS, K, Latency, Measured
 from recbole_kd.reporting.page import Command, Grid, Notes, Page, Part, Section, Text
 from recbole_kd.reporting.pictures import pictures, title_of
 from recbole_kd.reporting.results import Results
@@ -180,7 +180,9 @@ def _compression(results: Results, block: Block, measured: Mapping[str, Measured
     )
     header = ["", metric, "teacher's kept", "gap closed", "parameters", "weights", "best.pt"]
     if results.timed:
-        header += ["one user p50", "p95 (ms)", f"{BATCH} users p50", "p95 (ms)"]
+        header += [
+            f"{who} {p} (ms)" for who in ("one user", f"{BATCH} users") for p in ("p50", "p95")
+        ]
     rows, reasons = [], {}
     for row in block.of_group(MAIN):
         if row.name not in measured:
@@ -210,8 +212,14 @@ def _size(count: int | None) -> str:
     return NOTHING if count is None else f"{count / 2**20:.2f} MiB"
 
 
+def _two_digits(value: float) -> str:
+    """A number with two significant digits, ``0.153`` as ``0.15`` and ``153`` as ``150``."""
+    rounded = float(f"{value:.1e}")
+    return f"{rounded:.0f}" if rounded >= 10 else f"{rounded:#.2g}"
+
+
 def _times(found: Latency | None) -> list[str]:
-    return [NOTHING] * 2 if found is None else [f"{found.p50:.3f}", f"{found.p95:.3f}"]
+    return [NOTHING] * 2 if found is None else [_two_digits(found.p50), _two_digits(found.p95)]
 
 
 # -- words -------------------------------------------------------------------------------------
@@ -275,8 +283,11 @@ def _latency_note(results: Results) -> str:
     ]
     span = f"{min(counts)} to {max(counts)}" if counts else "no"
     return (
-        f"Latency: scoring all items and taking the top {K}, from user ids to item ids, after "
-        f"warm-up, {span} requests; what does not depend on the request is computed before."
+        f"Latency: scoring all items and taking the top {K}, from user ids to item ids; items the "
+        "user has seen are not removed. Models and users take turns: "
+        f"{ROUNDS} rounds over all rows, each after warm-up, {span} requests a model; what does "
+        "not depend on the request is computed before. Two digits are shown; differences below "
+        "those between identical models, such as students of one size, are noise."
     )
 
 
