@@ -36,9 +36,11 @@ from recbole_kd.reporting.compression import (
     typical_users,
 )
 from recbole_kd.reporting.curves import curve
-from recbole_kd.reporting.figures import pareto_front
+from recbole_kd.reporting.figures import looks, pareto_front
 from recbole_kd.reporting.page import Text
+from recbole_kd.reporting.pictures import WHATS, figure_name, own_names
 from recbole_kd.reporting.rankings import Absent, Groups, Rankings, align
+from recbole_kd.reporting.results import Results
 from recbole_kd.reporting.tables import Table, make_table, shares
 
 for name in ("matplotlib", "jinja2", "statsmodels"):
@@ -453,6 +455,12 @@ def test_the_front_has_what_no_smaller_model_beats() -> None:
     assert pareto_front(points) == [(10, 0.3), (40, 0.5)]
 
 
+def test_lines_of_ours_teacher_scratch_and_baselines_differ() -> None:
+    rows = [row_of(name, {}) for name in ("Teacher", "Scratch", "RCEKD", "CE", "DCD", "RD")]
+    found = looks(rows, "RCEKD").values()
+    assert len({one.marker for one in found}) == len({one.dashes for one in found}) == 6
+
+
 def test_curves_are_means_over_the_epochs_all_seeds_have(tmp_path: Path) -> None:
     runs = {}
     for seed, values in ((0, [1.0, 2.0, 3.0]), (1, [3.0, 6.0])):
@@ -462,8 +470,55 @@ def test_curves_are_means_over_the_epochs_all_seeds_have(tmp_path: Path) -> None
         (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"epoch": 9, "weig']))
         runs[seed] = Record("d", "p", "r", seed, "distilled", folder=str(seed))
     row = Row("r", "distilled", runs=runs)
-    assert curve(tmp_path, row, "weight_g") == ([0, 1], [2.0, 4.0])
-    assert curve(tmp_path, row, "overlap_topk") is None
+    assert curve(tmp_path, row, "weight_g") == (([0, 1], [2.0, 4.0]), [])
+    assert curve(tmp_path, row, "overlap_topk") == (None, [])
+
+
+def test_a_log_of_no_numbers_leaves_its_curve_out(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"Teacher": {0: 0.5}, "CE": {}})
+    put(folder, "CE", 0, 0.3, folder="runs")
+    (folder / "runs").mkdir()
+    lines = ['{"epoch": 0, "weight_g": NaN}', '{"epoch": 1e999, "weight_g": 1}', "[1]", "{"]
+    lines += ['{"epoch": 1' + "0" * 30 + ', "weight_g": 1}', '{"epoch": 1, "weight_g": Infinity}']
+    (folder / "runs" / "metrics.jsonl").write_text("\n".join(lines))
+    text = written(folder, "md")
+    assert "metrics.jsonl of CE, seed 0: 4 lines with no finite weight\\_g of an epoch" in text
+
+
+# -- names of figures --------------------------------------------------------------------------
+
+
+def block_of(*groups: str, dataset: str = "d", pair: str = "p") -> Block:
+    return Block(dataset, pair, tuple(Row(g, "distilled", g) for g in groups))
+
+
+def test_figures_have_names_of_their_own() -> None:
+    blocks = (block_of("main", "methods", "é", "è", "x", "X"), block_of("g", dataset="a-b"))
+    blocks += (block_of("g", dataset="a", pair="b-p"),)
+    bench = Benchmark(Path(), "n", "", "", (), "m", None, {}, {}, blocks)
+    results = Results(bench, Rankings(Path()), {}, {}, False)
+    whats = [(b, w) for b in blocks for w in (*WHATS, *(f"group-{g}" for g in b.groups))]
+    names = [figure_name(results, block, what) for block, what in whats]
+    assert len({name.lower() for name in names}) == len(whats)
+    assert names[0] == "d-p-methods"
+    assert figure_name(results, blocks[0], "group-methods") == "d-p-group-methods"
+    assert all(re.fullmatch(r"[A-Za-z0-9-]+", name) for name in names)
+    assert all(own_names(results).fullmatch(name) for name in names)
+
+
+def test_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
+    values = {"RCEKD": {0: 0.5}, "w/o S": {0: 0.1}}
+    folder = make_bench(tmp_path, values, groups={"w/o S": "ablation"})
+    written(folder, "md")
+    figures = folder / "report" / "figures"
+    assert (figures / "d-MF-MF-group-ablation.svg").is_file()
+    for name in ("mine.svg", "d-MF-MF-pareto.svg", "d-MF-MF-group-old.pdf"):
+        (figures / name).touch()
+    records.file_of(folder, "d", "MF-MF", "w/o S", 0).unlink()
+    written(folder, "md")
+    assert {file.name for file in figures.iterdir()} == {
+        *("mine.svg", "d-MF-MF-methods.svg", "d-MF-MF-group-old.pdf", "figures.txt")
+    }
 
 
 # -- partial and damaged folders ---------------------------------------------------------------
@@ -812,7 +867,7 @@ def test_a_report_of_real_runs(real: Path, capsys: pytest.CaptureFixture[str]) -
     assert "What is missing or left out" not in text
     assert "| users tested" in text
     assert "make all" in text
-    figures = {file.name for file in (real / "report" / "figures").iterdir()}
+    figures = {file.name for file in (real / "report" / "figures").iterdir()} - {"figures.txt"}
     names = {f"tiny-MF-MF-{n}" for n in FIGURES}
     assert figures == {f"{n}.{e}" for n in names for e in ("svg", "pdf")}
     assert "left out" not in text
@@ -840,7 +895,7 @@ def test_the_same_folder_gives_the_same_bytes(real: Path, tmp_path: Path) -> Non
     for out in ("one", "two"):
         write_report(real, tmp_path / out, latency=False, formats=["tex", "html"])
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
-    assert len(files) == 2 + 2 * len(FIGURES)
+    assert len(files) == 3 + 2 * len(FIGURES)
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
