@@ -25,7 +25,7 @@ from recbole_kd.benchmark.records import FAILED, Record
 from recbole_kd.cli import main
 from recbole_kd.errors import KDError
 from recbole_kd.quick_start import run_recbole_kd
-from recbole_kd.reporting import contents, published, render, write_report
+from recbole_kd.reporting import compression, contents, provenance, published, render, write_report
 from recbole_kd.reporting.collect import Benchmark, Block, Row, collect
 from recbole_kd.reporting.compression import (
     REPEATS,
@@ -542,13 +542,15 @@ def test_what_is_missing_failed_or_damaged_is_said(tmp_path: Path) -> None:
     assert "records/d/MF-MF/RRD/seed-1.json: a number in it is none" in text
 
 
+CSV = [f"report_{n}.csv" for n in ("means", "tests", "compression", "provenance")]
+
+
 @pytest.mark.parametrize("values", [{}, {"CE": {}, "Teacher": {}}, {"Teacher": {0: 0.5}}])
 def test_hardly_anything_makes_a_report(values: dict[str, Any], tmp_path: Path) -> None:
     folder = make_bench(tmp_path, values)
     files = {file.name for file in write_report(folder)}
     assert files == {f"report{e}" for e in (".md", ".tex", ".csv", ".html")} | {
-        "report_means.csv",
-        "report_tests.csv",
+        *CSV,
     }
 
 
@@ -762,6 +764,13 @@ def test_latex_cells_and_numbers() -> None:
         r"\underline{$-$3.1\% (w/o S)}"
     )
     assert render.tex_escape("5-12, MF-MF, -") == "5-12, MF-MF, -"
+    assert render.tex_escape("--a --- ''") == "-{}-a -{}-{}- '{}'"
+    assert render.tex_escape('"`') == "{''}{\\textasciigrave}"
+
+
+def test_a_command_with_backticks_has_a_longer_fence(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, VALUES, command="echo ````\nmake")
+    assert "`````\necho ````\nmake\n`````\n" in written(folder, "md")
 
 
 def test_marks_in_every_format(tmp_path: Path) -> None:
@@ -785,8 +794,59 @@ def test_csv_has_every_seed_mean_and_test(tmp_path: Path) -> None:
     assert found == {(row, s): v for row, seeds in VALUES.items() for s, v in seeds.items()}
     best = [r["row"] for r in lines["report_means.csv"] if r["best"] == "1"]
     assert best == ["RCEKD"]
+    better = {
+        r["row"]: (r["improvement"], r["improvement_over"]) for r in lines["report_means.csv"]
+    }
+    assert float(better.pop("RCEKD")[0]) == pytest.approx(0.43 / 0.38 - 1)
+    assert set(better.values()) == {("", "")}
+    sizes = {r["row"]: r for r in lines["report_compression.csv"]}
+    assert float(sizes["RCEKD"]["gap_closed"]) == pytest.approx(0.7)
+    assert sizes["RCEKD"]["one_p50_ms"] == sizes["RCEKD"]["threads"] == ""
+    facts = {(r["of"], r["fact"]): r["value"] for r in lines["report_provenance.csv"]}
+    assert facts["benchmark", "command"] == "recbole-kd benchmark look.yaml"
+    assert "latency" not in {of for of, _ in facts}
     assert [r["by"] for r in lines["report_tests.csv"]] == ["seed", "user"] * 3
     assert not (folder / "report" / "figures").exists()
+
+
+def test_names_in_csv_are_no_formulas(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"=1+1": {0: -0.5}, "@x": {0: 0.1}})
+    text = {f.name: f.read_text() for f in write_report(folder, formats=["csv"], latency=False)}
+    assert "d,MF-MF,main,'=1+1,distilled,X,0,ndcg@10,-0.5" in text["report.csv"]
+    assert "'@x" in text["report_means.csv"]
+
+
+def test_nothing_is_timed_without_latency(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(compression, "Timed", None)
+    assert write_report(make_bench(tmp_path, VALUES), formats=["csv"], latency=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("recbole-kd benchmark /root/a/b.yaml --out=/tmp/x", "recbole-kd benchmark b.yaml --out=x"),
+        ("run --data_path='/home/my name/d s' a/b", "run '--data_path=d s' a/b"),
+        ("run '--teacher=[/a/b.pt, /c/d.pt]'", "run '--teacher=[b.pt, d.pt]'"),
+        ("make 'all\nrun /a/b", "make 'all\nrun b"),
+        ("echo w/o  $(x)", "echo w/o  $(x)"),
+    ],
+)
+def test_commands_name_no_folder_of_the_machine(command: str, shown: str) -> None:
+    assert provenance.command_text(command) == shown
+
+
+def test_data_and_split_are_said_once_a_data_set(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"CE": {}}, datasets=["d", "e"])
+    for n, dataset in enumerate("de"):
+        facts = {"data": {"users": 10 + n, "train": 99}, "split": {"train": f"print-{n}"}}
+        record = Record(dataset, "MF-MF", "CE", 0, "distilled", test_result={"ndcg@10": 0.1})
+        record.provenance, record.seconds = {**facts, "threads": 1}, 90.0
+        records.write(records.file_of(folder, dataset, "MF-MF", "CE", 0), record)
+    text = written(folder, "md")
+    assert "differs" not in text
+    assert "Data and split of e." in text
+    assert [text.count(part) for part in ("print-0", "print-1", "| 11 ")] == [1, 1, 1]
+    assert "3.0 min (sum of the seconds of all runs' epochs" in text
 
 
 def test_published_numbers_stand_below_their_row(tmp_path: Path) -> None:
@@ -876,6 +936,7 @@ def test_a_report_of_real_runs(real: Path, capsys: pytest.CaptureFixture[str]) -
     assert sizes is not None
     assert 0 < float(sizes[1]) <= float(sizes[2])
     assert "split fingerprint, train" in text
+    assert "Machine of the latencies" in text
     assert "differs" not in text
     page = Page((real / "report" / "report.html").read_text(encoding="utf-8"))
     assert page.tags.count("img") == len(FIGURES)
@@ -904,9 +965,7 @@ def test_options_of_the_command(real: Path, tmp_path: Path, capsys: Any) -> None
     out = tmp_path / "2024"
     words = [f"--out={out}", "--metric=NDCG@20", "--latency=False", "--formats=csv"]
     assert main(["report", str(real), *words]) == 0
-    assert {f.name for f in out.iterdir()} == {
-        *("report.csv", "report_means.csv", "report_tests.csv")
-    }
+    assert {f.name for f in out.iterdir()} == {"report.csv", *CSV}
     text = (out / "report_tests.csv").read_text(encoding="utf-8")
     assert "tiny,MF-MF,main,ndcg@20,RCEKD,CE,seed" in text
     capsys.readouterr()

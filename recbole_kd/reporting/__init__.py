@@ -79,8 +79,10 @@ def _csv(results: Results) -> dict[str, str]:
     tables = [table for found in results.tables.values() for table in found]
     return {
         "report.csv": data_files.runs(results.bench),
-        "report_means.csv": data_files.means(tables),
+        "report_means.csv": data_files.means(results.bench, tables),
         "report_tests.csv": data_files.tests(results.bench, tables),
+        "report_compression.csv": data_files.compression(results),
+        "report_provenance.csv": data_files.origins(results),
     }
 
 

@@ -15,7 +15,7 @@ from recbole_kd.reporting.page import Command, Grid, Notes, Page, Part, Section,
 from recbole_kd.reporting.pictures import pictures, title_of
 from recbole_kd.reporting.results import Results
 from recbole_kd.reporting.tables import Cell, Line, Table, shares
-from recbole_kd.statistics import Comparison
+from recbole_kd.statistics import Comparison, summarise
 
 NOTHING = "-"
 
@@ -58,7 +58,8 @@ def _block_sections(results: Results, block: Block) -> list[Section]:
     models = bench.pairs.get(block.pair)
     title = f"{block.dataset}, {block.pair}"
     if isinstance(models, Mapping):
-        title += f" (teacher {models.get('teacher')}, student {models.get('student')})"
+        names = [provenance.model_name(models.get(key)) for key in ("teacher", "student")]
+        title += f" (teacher {names[0]}, student {names[1]})"
     if not any(row.runs for row in block.rows):
         return [Section(title, [Notes(["No run is done yet."])])]
     sections = [Section(title)]
@@ -180,17 +181,15 @@ def _compression(results: Results, block: Block, measured: Mapping[str, Measured
     )
     header = ["", metric, "teacher's kept", "gap closed", "parameters", "weights", "best.pt"]
     if results.timed:
-        header += [
-            f"{who} {p} (ms)" for who in ("one user", f"{BATCH} users") for p in ("p50", "p95")
-        ]
+        whose = ("one user", f"{BATCH} users")
+        header += [f"{who} {part} (ms)" for who in whose for part in ("p50", "p95")]
     rows, reasons = [], {}
     for row in block.of_group(MAIN):
         if row.name not in measured:
             continue
         one, share = measured[row.name], shares(row, teacher, scratch, metric)
-        values = list(row.values(metric).values())
-        texts = [row.name, _number(sum(values) / len(values) if values else None)]
-        texts += [_percent(share.kept), _percent(share.closed)]
+        mean = summarise(list(row.values(metric).values())).mean
+        texts = [row.name, _number(mean), _percent(share.kept), _percent(share.closed)]
         texts += [NOTHING if one.parameters is None else f"{one.parameters:,}"]
         texts += [_size(one.weight_bytes), _size(one.file_bytes)]
         if results.timed:
@@ -291,23 +290,40 @@ def _latency_note(results: Results) -> str:
     )
 
 
-def _provenance(results: Results) -> list[Section]:
+def facts_of(results: Results) -> list[tuple[str, str, provenance.Facts]]:
+    """What is known of the runs, the machine and each data set: of what, a caption, and the facts.
+
+    Args:
+        results: The benchmark's results.
+    """
     bench = results.bench
-    sections = [Section("Provenance", [])]
-    if bench.command:
-        sections[0].parts.append(Command(bench.command))
-    sections[0].parts.append(_facts("Runs.", provenance.of_runs(bench)))
-    seen: set[str] = set()
-    for block in bench.blocks:
-        measured = results.measured.get((block.dataset, block.pair), {})
-        facts = provenance.of_data(block, measured, results.rankings)
+    found = [("runs", "Runs.", provenance.of_runs(bench))]
+    if results.timed:
+        found.append(("latency", "Machine of the latencies.", provenance.of_this_machine()))
+    for dataset in dict.fromkeys(block.dataset for block in bench.blocks):
+        blocks = [block for block in bench.blocks if block.dataset == dataset]
+        measured = [
+            one
+            for block in blocks
+            for one in results.measured.get((dataset, block.pair), {}).values()
+        ]
+        facts = provenance.of_dataset(blocks, measured, results.rankings)
+        results.rankings.clear()
         if facts:
-            place = f"{block.dataset}, {block.pair}"
-            caption = f"Data of {place}, as the models of the first seeds hold them."
-            sections[0].parts.append(_facts(caption, facts))
-        sections[0].parts.extend(_effort(block))
-        sections[0].parts.extend(_run_commands(block, seen))
-    return sections
+            found.append((dataset, f"Data and split of {dataset}.", facts))
+    return found
+
+
+def _provenance(results: Results) -> list[Section]:
+    parts: list[Part] = []
+    if results.bench.command:
+        parts.append(Command(provenance.command_text(results.bench.command)))
+    parts += [_facts(caption, facts) for _, caption, facts in facts_of(results)]
+    seen: set[str] = set()
+    for block in results.bench.blocks:
+        parts += _effort(block)
+        parts += _run_commands(block, seen)
+    return [Section("Provenance", parts)]
 
 
 def _facts(caption: str, facts: provenance.Facts) -> Grid:
@@ -324,7 +340,8 @@ def _effort(block: Block) -> list[Part]:
         if any(value is not None for column in columns for value in column):
             cells = [Text(_mean([v for v in column if v is not None])) for column in columns]
             rows.append([Text(row.name), Text(str(len(runs))), *cells])
-    caption = f"Training, {block.dataset}, {block.pair}: means over the runs."
+    caption = f"Training, {block.dataset}, {block.pair}: means over the runs; seconds of all epochs"
+    caption += " from their logs."
     return [Grid(caption, ["", "runs", *EFFORT], rows)] if rows else []
 
 
@@ -335,6 +352,6 @@ def _mean(values: Sequence[float]) -> str:
 def _run_commands(block: Block, seen: set[str]) -> list[Part]:
     runs: list[Any] = [run for run in provenance.commands(block) if run.command not in seen]
     seen.update(run.command for run in runs)
-    rows = [[Text(run.row), Text(run.command)] for run in runs]
+    rows = [[Text(run.row), Text(provenance.command_text(run.command))] for run in runs]
     caption = f"Commands of the first seeds, {block.dataset}, {block.pair}."
     return [Grid(caption, ["", "command"], rows, prose=True)] if rows else []
