@@ -36,11 +36,11 @@ from recbole_kd.reporting.compression import (
     typical_users,
 )
 from recbole_kd.reporting.curves import curve
-from recbole_kd.reporting.figures import looks, pareto_front
+from recbole_kd.reporting.figures import bars, looks, pareto_front
 from recbole_kd.reporting.page import Text
 from recbole_kd.reporting.pictures import WHATS, figure_name, own_names
 from recbole_kd.reporting.rankings import Absent, Groups, Rankings, align
-from recbole_kd.reporting.results import Results
+from recbole_kd.reporting.results import Results, compute
 from recbole_kd.reporting.tables import Table, make_table, shares
 
 for name in ("matplotlib", "jinja2", "statsmodels"):
@@ -182,7 +182,7 @@ def test_rows_that_lack_a_seed_of_ours_do_not_compete(tmp_path: Path) -> None:
     assert marks(table) == {"RCEKD": "B", "CE": "", "DCD": "u"}
     assert table.improvements["ndcg@10"].baseline == "DCD"
     assert {line.row.name: line.lacks for line in table.lines}["CE"] == (1, 2)
-    text = written(folder, "md")
+    text = written(folder)
     assert "1: 0 (does not compete)" in text
     assert "Students compete over the seeds of RCEKD" in text
 
@@ -217,7 +217,7 @@ def test_one_seed_has_no_spread_and_no_test(tmp_path: Path) -> None:
     folder = make_bench(tmp_path, values, seeds=[0])
     (one,) = {v.by_seed.reason for v in table_of(folder).tests}
     assert one == "one seed; a test needs two"
-    text = written(folder, "md")
+    text = written(folder)
     assert "0.4200" in text
     assert re.search(r"\d ± \d", text) is None
     assert "by seed, against Scratch, CE, DCD: one seed; a test needs two" in text
@@ -231,7 +231,7 @@ def test_tests_use_the_seeds_that_both_have(tmp_path: Path) -> None:
     assert tests["CE"].by_seed.difference == pytest.approx((0.2 + 0.5) / 2)
     assert tests["RD"].by_seed.reason == "no seed"
     assert tests["RD"].by_user.reason == "no common seed"
-    assert "3: 0, 2, 7" in written(folder, "md")
+    assert "3: 0, 2, 7" in written(folder)
 
 
 def test_other_groups_stand_beside_teacher_scratch_and_ours(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_columns_of_other_types_have_a_reason(columns: Any, part: str, tmp_path:
 def test_text_targets_have_no_size(tmp_path: Path) -> None:
     make_bench(tmp_path, {"CE": {}})
     put_users(tmp_path, "CE", 0, {"a": 0.4, "b": 0.2}, held_out=["1", "2"])
-    assert "test targets" not in written(tmp_path, "md")
+    assert "test targets" not in written(tmp_path)
 
 
 def test_a_row_without_files_leaves_the_groups_of_others(tmp_path: Path) -> None:
@@ -481,7 +481,7 @@ def test_a_log_of_no_numbers_leaves_its_curve_out(tmp_path: Path) -> None:
     lines = ['{"epoch": 0, "weight_g": NaN}', '{"epoch": 1e999, "weight_g": 1}', "[1]", "{"]
     lines += ['{"epoch": 1' + "0" * 30 + ', "weight_g": 1}', '{"epoch": 1, "weight_g": Infinity}']
     (folder / "runs" / "metrics.jsonl").write_text("\n".join(lines))
-    text = written(folder, "md")
+    text = written(folder)
     assert "metrics.jsonl of CE, seed 0: 4 lines with no finite weight\\_g of an epoch" in text
 
 
@@ -509,13 +509,13 @@ def test_figures_have_names_of_their_own() -> None:
 def test_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
     values = {"RCEKD": {0: 0.5}, "w/o S": {0: 0.1}}
     folder = make_bench(tmp_path, values, groups={"w/o S": "ablation"})
-    written(folder, "md")
+    write_report(folder, formats=["md"], latency=False)
     figures = folder / "report" / "figures"
     assert (figures / "d-MF-MF-group-ablation.svg").is_file()
     for name in ("mine.svg", "d-MF-MF-pareto.svg", "d-MF-MF-group-old.pdf"):
         (figures / name).touch()
     records.file_of(folder, "d", "MF-MF", "w/o S", 0).unlink()
-    written(folder, "md")
+    write_report(folder, formats=["md"], latency=False)
     assert {file.name for file in figures.iterdir()} == {
         *("mine.svg", "d-MF-MF-methods.svg", "d-MF-MF-group-old.pdf", "figures.txt")
     }
@@ -524,9 +524,9 @@ def test_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
 # -- partial and damaged folders ---------------------------------------------------------------
 
 
-def written(folder: Path, form: str, **more: Any) -> str:
-    (file,) = write_report(folder, formats=[form], **{"latency": False, **more})
-    return file.read_text(encoding="utf-8")
+def written(folder: Path) -> str:
+    """The report as Markdown, its figures not drawn."""
+    return render.markdown(contents.make_page(compute(collect(folder), timed=False)))
 
 
 def test_what_is_missing_failed_or_damaged_is_said(tmp_path: Path) -> None:
@@ -535,7 +535,7 @@ def test_what_is_missing_failed_or_damaged_is_said(tmp_path: Path) -> None:
     broken = records.file_of(folder, "d", "MF-MF", "Teacher", 2)
     broken.write_text('{"dataset": ')
     put(folder, "RRD", 1, {"ndcg@10": math.nan})
-    text = written(folder, "md")
+    text = written(folder)
     assert "d, MF-MF: RRD: not run yet with seeds 0, 1, 2" in text
     assert "d, MF-MF: CE: failed with seed 1: --ce\\_K=0: allowed are whole numbers" in text
     assert "unreadable record: records/d/MF-MF/Teacher/seed-2.json: no record of a run" in text
@@ -561,9 +561,9 @@ def test_numbers_of_users_that_are_none_leave_their_part_out(tmp_path: Path) -> 
     broken = tmp_path / "runs/d/CE-0/per_user.parquet"
     pq.write_table(pa.table({"user": ["a", "b"], "ndcg@10": [0.1, math.nan]}), broken)
     reason = "per\\_user.parquet of CE, seed 0 has a ndcg@10 that is no finite number"
-    assert f"by user, against CE: {reason}" in written(tmp_path, "md")
+    assert f"by user, against CE: {reason}" in written(tmp_path)
     broken.write_bytes(b"PAR1")
-    assert "per\\_user.parquet of CE, seed 0 cannot be read" in written(tmp_path, "md")
+    assert "per\\_user.parquet of CE, seed 0 cannot be read" in written(tmp_path)
 
 
 def test_rows_the_file_does_not_name_come_last(tmp_path: Path) -> None:
@@ -658,7 +658,7 @@ def test_a_field_of_wrong_type_is_left_out_of_its_record(tmp_path: Path) -> None
     bench = collect(folder)
     assert len(bench.damaged) == 8
     assert bench.damaged[1].endswith("records/d/MF-MF/CE/seed-0.json: folder: found 3")
-    assert "left out of a record" in written(folder, "md")
+    assert "left out of a record" in written(folder)
 
 
 def test_a_published_text_is_left_out(tmp_path: Path) -> None:
@@ -770,7 +770,7 @@ def test_latex_cells_and_numbers() -> None:
 
 def test_a_command_with_backticks_has_a_longer_fence(tmp_path: Path) -> None:
     folder = make_bench(tmp_path, VALUES, command="echo ````\nmake")
-    assert "`````\necho ````\nmake\n`````\n" in written(folder, "md")
+    assert "`````\necho ````\nmake\n`````\n" in written(folder)
 
 
 def test_marks_in_every_format(tmp_path: Path) -> None:
@@ -842,7 +842,7 @@ def test_data_and_split_are_said_once_a_data_set(tmp_path: Path) -> None:
         record = Record(dataset, "MF-MF", "CE", 0, "distilled", test_result={"ndcg@10": 0.1})
         record.provenance, record.seconds = {**facts, "threads": 1}, 90.0
         records.write(records.file_of(folder, dataset, "MF-MF", "CE", 0), record)
-    text = written(folder, "md")
+    text = written(folder)
     assert "differs" not in text
     assert "Data and split of e." in text
     assert [text.count(part) for part in ("print-0", "print-1", "| 11 ")] == [1, 1, 1]
@@ -852,7 +852,7 @@ def test_data_and_split_are_said_once_a_data_set(tmp_path: Path) -> None:
 def test_published_numbers_stand_below_their_row(tmp_path: Path) -> None:
     paper = {"d": {"MF-MF": {"CE": {"ndcg@10": 0.3111}, "TARec": {"ndcg@10": 0.9}}}}
     folder = make_bench(tmp_path, VALUES, published=paper)
-    lines = written(folder, "md").splitlines()
+    lines = written(folder).splitlines()
     (place,) = [n for n, line in enumerate(lines) if "0.3111" in line]
     assert lines[place - 1].startswith("| CE ")
     assert "TARec" not in "\n".join(lines)
@@ -954,11 +954,19 @@ def test_tests_by_user_of_real_runs_agree_with_the_metric(real: Path) -> None:
 
 def test_the_same_folder_gives_the_same_bytes(real: Path, tmp_path: Path) -> None:
     for out in ("one", "two"):
-        write_report(real, tmp_path / out, latency=False, formats=["tex", "html"])
+        write_report(real, tmp_path / out, latency=False, formats=["csv", "html"])
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
-    assert len(files) == 3 + 2 * len(FIGURES)
+    assert len(files) == 7 + len(FIGURES)
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_the_same_rows_give_the_same_pdf() -> None:
+    def drawn() -> bytes:
+        rows = [row_of("CE", {0: 0.4, 1: 0.5})]
+        return bars(rows, "m", looks(rows, None), "name", "caption").drawn("pdf")
+
+    assert drawn() == drawn()
 
 
 def test_options_of_the_command(real: Path, tmp_path: Path, capsys: Any) -> None:
@@ -993,7 +1001,7 @@ def test_a_model_that_cannot_be_opened_has_a_reason(real: Path, tmp_path: Path) 
     (folder / "runs").mkdir()
     (folder / "runs" / "best.pt").write_bytes(b"no model")
     put(folder, "CE", 0, 0.3, folder="runs", parameters=12)
-    text = written(folder, "md")
+    text = written(folder)
     assert "CE: checkpoint runs/best.pt: not a torch checkpoint" in text
     assert "Teacher: there is no best.pt" in text
 

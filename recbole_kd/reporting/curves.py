@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from recbole_kd.benchmark.records import Record
 from recbole_kd.reporting.collect import Row
@@ -78,7 +79,8 @@ def _logged(folder: Path, run: Record, name: str) -> tuple[dict[int, float], int
             continue  # the line a kill cut short
         if not isinstance(entry, dict) or entry.get(name) is None:
             continue
-        epoch, value = entry.get("epoch"), entry[name]
+        epoch: Any = entry.get("epoch")
+        value = entry[name]
         if is_whole(epoch) and 0 <= epoch <= MOST_EPOCHS and is_number(value):
             found[epoch] = float(value)
         else:

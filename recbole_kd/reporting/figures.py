@@ -76,6 +76,32 @@ def looks(rows: Sequence[Row], ours: str | None) -> dict[str, Look]:
     return result
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A marker of a point: its size, and whether it is filled or hollow."""
+
+    size: float
+    filled: bool
+
+    def inside(self, look: Look) -> str:
+        """The colour of its inside."""
+        return look.colour if self.filled else "none"
+
+
+def mark_of(row: Row, ours: str | None) -> Mark:
+    """How a row is marked, so that models at one place are all seen.
+
+    Args:
+        row: The row.
+        ours: Name of the row that stands out, if there is one.
+    """
+    if row.kind == REFERENCE:
+        return Mark(14, False)
+    if row.name == ours:
+        return Mark(5, True)
+    return Mark(8, row.kind == TEACHER)
+
+
 def shown(text: str, longest: int = 32) -> str:
     """A name as a label: short, and no formula."""
     short = text if len(text) <= longest else f"{text[: longest - 3]}..."
@@ -184,6 +210,7 @@ def _legend(figure: Any, handles: Mapping[str, Any]) -> None:
 def by_group(
     found: Grouped,
     styles: Mapping[str, Look],
+    marks: Mapping[str, Mark],
     axis: tuple[str, str],
     name: str,
     caption: str,
@@ -194,6 +221,7 @@ def by_group(
     Args:
         found: The quantity, or its difference to that of another row.
         styles: Look of each row.
+        marks: How each row is marked.
         axis: What the groups are of, and what the quantity is.
         name: Name of the file.
         caption: What it shows.
@@ -206,44 +234,29 @@ def by_group(
             look = styles[zero]
             line = {"color": look.colour, "linestyle": look.dashes, "linewidth": 1.5}
             handles[zero] = axes.axhline(0, **line)
-        for row, values in found.values.items():
-            look = styles[row]
+        # The larger below: a row of the same values shows inside or around.
+        for row in sorted(found.values, key=lambda row: -marks[row].size):
+            look, mark = styles[row], marks[row]
             line = {"color": look.colour, "linestyle": look.dashes, "marker": look.marker}
-            (handles[row],) = axes.plot(places, values, linewidth=1.5, markersize=5, **line)
-        counted = zip(found.labels, found.sizes, strict=True)
-        axes.set_xticks(places, [f"{label}\n(n = {size:,})" for label, size in counted])
-        axes.set_xlim(-0.3, len(found.labels) - 0.7)
+            line |= {"markersize": 0.7 * mark.size, "markerfacecolor": mark.inside(look)}
+            (handles[row],) = axes.plot(places, found.values[row], linewidth=1.5, **line)
+        _group_axis(axes, found)
         if zero is None:
             axes.set_ylim(bottom=0)
-        axes.set_xlabel(axis[0])
-        axes.set_ylabel(axis[1])
-        _legend(figure, handles)
+        axes.set(xlabel=axis[0], ylabel=axis[1])
+        first = [] if zero is None else [zero]
+        _legend(figure, {row: handles[row] for row in [*first, *found.values]})
         return _picture(figure, name, caption)
 
 
+def _group_axis(axes: Any, found: Grouped) -> None:
+    counted = zip(found.labels, found.sizes, strict=True)
+    labels = [f"{label}\n(n = {size:,})" for label, size in counted]
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_xlim(-0.3, len(labels) - 0.7)
+
+
 # -- points ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A marker of a point: its size, and whether it is filled or hollow."""
-
-    size: float
-    filled: bool
-
-
-def mark_of(row: Row, ours: str | None) -> Mark:
-    """How a row is marked, so that models at one place are all seen.
-
-    Args:
-        row: The row.
-        ours: Name of the row that stands out, if there is one.
-    """
-    if row.kind == REFERENCE:
-        return Mark(14, False)
-    if row.name == ours:
-        return Mark(5, True)
-    return Mark(8, row.kind == TEACHER)
 
 
 def pareto(
@@ -274,20 +287,24 @@ def pareto(
         # The larger below: a model at the same place shows inside or around.
         for row in sorted(points, key=lambda row: -marks[row].size):
             look, mark = styles[row], marks[row]
-            inside = look.colour if mark.filled else "none"
-            one = {"marker": look.marker, "markersize": mark.size, "markerfacecolor": inside}
+            one = {"marker": look.marker, "markersize": mark.size}
+            one |= {"markerfacecolor": mark.inside(look)}
             edge = {"markeredgecolor": look.colour, "markeredgewidth": 1.4, "linestyle": "none"}
             (handles[row],) = axes.plot(*([x] for x in points[row]), **one, **edge)
-        axes.set_xscale("log")
-        axes.set_xlim(*limits)
-        steps = (1.0, 2.0, 5.0) if max(sizes) < 100 * min(sizes) else (1.0,)
-        axes.xaxis.get_major_locator().set_params(subs=steps)
-        axes.xaxis.set_major_formatter(_short_number)
-        axes.xaxis.set_minor_formatter("")
-        axes.set_xlabel("parameters")
-        axes.set_ylabel(f"test {metric}")
+        _size_axis(axes, limits)
+        axes.margins(y=0.12)
+        axes.set(xlabel="parameters", ylabel=f"test {metric}")
         _legend(figure, {row: handles[row] for row in points})
         return _picture(figure, name, caption)
+
+
+def _size_axis(axes: Any, limits: tuple[float, float]) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(*limits)
+    steps = (1.0, 2.0, 5.0) if limits[1] < 256 * limits[0] else (1.0,)
+    axes.xaxis.get_major_locator().set_params(subs=steps)
+    axes.xaxis.set_major_formatter(_short_number)
+    axes.xaxis.set_minor_formatter("")
 
 
 def _short_number(value: float, _: Any = None) -> str:

@@ -239,12 +239,14 @@ def _by_group(
     drawn, said = found, f"{what}."
     if base is not None:
         drawn = _less(found, base)
-        axis = (axis[0], f"{axis[1]}, less {base}'s")
+        axis = (axis[0], f"difference to {figures.shown(base, 20)}")
         said = f"{what}. Drawn is the difference to {base}, which is the line at zero; the "
         said += "table below has the numbers themselves."
     place, styles = f"{block.dataset}, {block.pair}", _looks(results, block)
     file = figure_name(results, block, name)
-    picture = figures.by_group(drawn, styles, axis, file, f"{place}: {said}{note}", base)
+    marks = {row.name: figures.mark_of(row, results.bench.ours) for row in block.rows}
+    caption = f"{place}: {said}{note}"
+    picture = figures.by_group(drawn, styles, marks, axis, file, caption, base)
     header = ["", *(f"{la} (n = {n:,})" for la, n in zip(found.labels, found.sizes, strict=True))]
     rows = [
         [Text(row), *(Text(f"{value:.4f}") for value in values)]
