@@ -325,7 +325,7 @@ def test_a_row_without_files_leaves_the_groups_of_others(tmp_path: Path) -> None
     rankings, rows = Rankings(tmp_path), collect(tmp_path).blocks[0].rows
     found = rankings.by_activity(rows, "ndcg@10")
     assert list(found.values) == ["RCEKD"]
-    assert found.left_out == ["Teacher: Teacher, seed 0 has no folder"]
+    assert found.left_out == ["Teacher, seed 0 has no folder"]
     rankings.clear()
     assert rankings._read == {}
 
@@ -627,13 +627,13 @@ def test_of_as_many_records_the_newest_or_those_of_the_file_count(tmp_path: Path
 
 def test_the_metric_is_the_files_or_that_of_early_stopping(tmp_path: Path) -> None:
     found = {"itemcoverage@5": 0.9, "recall@5": 0.1, "mrr@5": 0.2}
-    folder = make_bench(tmp_path, {"CE": {0: found}}, metric=None)
+    folder = make_bench(tmp_path, {"Teacher": {0: found}, "CE": {0: found}}, metric=None)
     assert collect(folder).metric == "recall@5"
     put(folder, "CE", 0, found, folder="runs")
     (folder / "runs").mkdir()
     (folder / "runs" / "resolved.yaml").write_text("valid_metric: MRR@5")
     assert collect(folder).metric == "mrr@5"
-    make_bench(tmp_path, {"CE": {}}, metric="NDCG@10")
+    make_bench(tmp_path, {"Teacher": {}, "CE": {}}, metric="NDCG@10")
     with pytest.raises(KDError, match=r"yaml, metric: ndcg@10: .* itemcoverage@5, recall@5, mrr"):
         collect(folder)
 

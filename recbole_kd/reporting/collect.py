@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -260,8 +261,8 @@ def _metric(
     said = asked or spec.get("metric")
     if said is None:
         runs = [run for block in blocks for row in block.rows for run in row.runs.values()]
-        chosen = [name for run in runs[:1] if (name := _stopped_by(folder, run)) in known]
-        return next(iter([*chosen, *filter(is_ranking, known), *known]), "")
+        chosen = (name for run in runs if (name := _stopped_by(folder, run)) in known)
+        return next(itertools.chain(chosen, filter(is_ranking, known), known), "")
     name = str(said).lower()
     if known and name not in known:
         where = "--metric=" if asked else f"{SPEC_FILE}, metric: "

@@ -207,7 +207,7 @@ def _grouped(
         try:
             values[row.name] = of_row(row).tolist()
         except Absent as absent:
-            left_out.append(f"{row.name}: {absent}")
+            left_out.append(str(absent))
     if not values:
         raise Absent("; ".join(left_out))
     return Grouped(groups.labels, sizes.tolist(), values, left_out)
