@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -17,18 +20,28 @@ import pytest
 import tiny
 import yaml
 
+from recbole_kd import report
 from recbole_kd.benchmark import records
 from recbole_kd.benchmark.records import FAILED, Record
 from recbole_kd.cli import main
 from recbole_kd.errors import KDError
 from recbole_kd.quick_start import run_recbole_kd
-from recbole_kd.reporting import published, render, write_report
+from recbole_kd.reporting import compression, contents, provenance, published, render, write_report
 from recbole_kd.reporting.collect import Benchmark, Block, Row, collect
-from recbole_kd.reporting.compression import percentiles, typical_users
+from recbole_kd.reporting.compression import (
+    REPEATS,
+    ROUNDS,
+    Timed,
+    percentiles,
+    time_all,
+    typical_users,
+)
 from recbole_kd.reporting.curves import curve
-from recbole_kd.reporting.figures import pareto_front
+from recbole_kd.reporting.figures import bars, looks, pareto_front
 from recbole_kd.reporting.page import Text
+from recbole_kd.reporting.pictures import WHATS, figure_name, own_names
 from recbole_kd.reporting.rankings import Absent, Groups, Rankings, align
+from recbole_kd.reporting.results import Results, compute
 from recbole_kd.reporting.tables import Table, make_table, shares
 
 for name in ("matplotlib", "jinja2", "statsmodels"):
@@ -162,6 +175,39 @@ def test_metrics_have_their_own_best_and_baseline(tmp_path: Path) -> None:
     assert table.improvements["ndcg@10"].relative == pytest.approx(1)
 
 
+def test_rows_that_lack_a_seed_of_ours_do_not_compete(tmp_path: Path) -> None:
+    """The test has the last word: over its seed 0 ours is 0.02 above CE."""
+    values = {"RCEKD": {0: 0.3, 1: 0.2, 2: 0.2}, "CE": {0: 0.28}, "DCD": {0: 0.1, 1: 0.2, 2: 0.1}}
+    folder = make_bench(tmp_path, values)
+    table = table_of(folder)
+    assert marks(table) == {"RCEKD": "B", "CE": "", "DCD": "u"}
+    assert table.improvements["ndcg@10"].baseline == "DCD"
+    assert {line.row.name: line.lacks for line in table.lines}["CE"] == (1, 2)
+    text = written(folder)
+    assert "1: 0 (does not compete)" in text
+    assert "Students compete over the seeds of RCEKD" in text
+
+
+def test_a_seed_more_than_ours_does_not_count(tmp_path: Path) -> None:
+    values = {"RCEKD": {0: 0.3, 1: 0.3}, "CE": {0: 0.2, 1: 0.2, 2: 0.8}}
+    table = table_of(make_bench(tmp_path, values))
+    assert marks(table) == {"RCEKD": "B", "CE": "u"}
+    assert table.improvements["ndcg@10"].relative == pytest.approx(0.5)
+    assert table.lines[1].cells["ndcg@10"].summary.mean == pytest.approx(0.4)
+
+
+def test_without_ours_the_largest_set_of_seeds_competes(tmp_path: Path) -> None:
+    values = {"CE": {0: 0.9}, "DCD": {1: 0.2, 2: 0.2}, "RD": {1: 0.3, 2: 0.3}}
+    assert marks(table_of(make_bench(tmp_path, values, ours=None)))["RD"] == "B"
+
+
+def test_only_metrics_of_accuracy_are_marked(tmp_path: Path) -> None:
+    found = {"gauc": 0.5, "averagepopularity@10": 9.0, "ndcg@10": 0.1}
+    table = table_of(make_bench(tmp_path, {"RCEKD": {0: found}, "CE": {0: found}}))
+    assert marks(table, "averagepopularity@10") == {"RCEKD": "", "CE": ""}
+    assert set(table.improvements) == {"gauc", "ndcg@10"}
+
+
 def test_a_baseline_of_zero_has_no_improvement(tmp_path: Path) -> None:
     table = table_of(make_bench(tmp_path, {"RCEKD": {0: 0.2}, "CE": {0: 0.0}}))
     assert table.improvements["ndcg@10"].relative is None
@@ -172,7 +218,7 @@ def test_one_seed_has_no_spread_and_no_test(tmp_path: Path) -> None:
     folder = make_bench(tmp_path, values, seeds=[0])
     (one,) = {v.by_seed.reason for v in table_of(folder).tests}
     assert one == "one seed; a test needs two"
-    text = written(folder, "md")
+    text = written(folder)
     assert "0.4200" in text
     assert re.search(r"\d ± \d", text) is None
     assert "by seed, against Scratch, CE, DCD: one seed; a test needs two" in text
@@ -180,13 +226,13 @@ def test_one_seed_has_no_spread_and_no_test(tmp_path: Path) -> None:
 
 def test_tests_use_the_seeds_that_both_have(tmp_path: Path) -> None:
     values = {"RCEKD": {0: 0.5, 1: 0.6, 2: 0.9}, "CE": {0: 0.3, 2: 0.4, 7: 0.1}, "RD": {9: 0.1}}
-    folder = make_bench(tmp_path, values)
+    folder = make_bench(tmp_path, values, seeds=[0, 1, 2, 7, 9])
     tests = {one.row: one for one in table_of(folder).tests}
     assert tests["CE"].seeds == (0, 2)
     assert tests["CE"].by_seed.difference == pytest.approx((0.2 + 0.5) / 2)
     assert tests["RD"].by_seed.reason == "no seed"
     assert tests["RD"].by_user.reason == "no common seed"
-    assert "3: 0, 2, 7" in written(folder, "md")
+    assert "3: 0, 2, 7" in written(folder)
 
 
 def test_other_groups_stand_beside_teacher_scratch_and_ours(tmp_path: Path) -> None:
@@ -236,6 +282,52 @@ def test_users_of_one_method_alone_are_left_out_and_counted(tmp_path: Path) -> N
     put_users(tmp_path, "CE", 0, {"a": 0.1, "b": 0.0})
     (one,) = table_of(tmp_path).tests
     assert (one.by_user.pairs, one.by_user.reason) == (2, "users without a pair: 1")
+
+
+def test_users_of_either_method_alone_are_counted_with_other_notes(tmp_path: Path) -> None:
+    make_bench(tmp_path, {"RCEKD": {}, "CE": {}})
+    put_users(tmp_path, "RCEKD", 0, {"a": 0.4, "b": 0.2, "c": 0.5}, user=["a", "b", "b"])
+    put_users(tmp_path, "CE", 0, {"b": 0.1, "d": 0.0, "e": 0.3})
+    (one,) = table_of(tmp_path).tests
+    assert one.by_user.difference == pytest.approx(0.35 - 0.1)
+    assert one.by_user.reason == (
+        "one user; a test needs two; users without a pair: 3; "
+        "means of each user's rankings are compared"
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "part"),
+    [
+        ({"user": [["a"], ["b"]]}, "a user of list<.*>; needed are texts"),
+        ({"user": ["a", None]}, "a user of gaps; needed are texts"),
+        ({"ndcg@10": ["0.1", "0.2"]}, "a ndcg@10 of string; needed are finite numbers"),
+        ({"ndcg@10": [0.1, None]}, "a ndcg@10 of gaps; needed are finite numbers"),
+    ],
+)
+def test_columns_of_other_types_have_a_reason(columns: Any, part: str, tmp_path: Path) -> None:
+    make_bench(tmp_path, {"RCEKD": {}, "CE": {}})
+    put_users(tmp_path, "RCEKD", 0, {"a": 0.4, "b": 0.2})
+    put_users(tmp_path, "CE", 0, {"a": 0.4, "b": 0.2}, **columns)
+    (one,) = table_of(tmp_path).tests
+    assert re.search(f"^per_user.parquet of CE, seed 0 has {part}$", one.by_user.reason)
+
+
+def test_text_targets_have_no_size(tmp_path: Path) -> None:
+    make_bench(tmp_path, {"CE": {}})
+    put_users(tmp_path, "CE", 0, {"a": 0.4, "b": 0.2}, held_out=["1", "2"])
+    assert "test targets" not in written(tmp_path)
+
+
+def test_a_row_without_files_leaves_the_groups_of_others(tmp_path: Path) -> None:
+    make_bench(tmp_path, {"Teacher": {0: 0.5}, "RCEKD": {}})
+    put_users(tmp_path, "RCEKD", 0, {"a": 0.2, "b": 0.8}, train_items=[1, 9])
+    rankings, rows = Rankings(tmp_path), collect(tmp_path).blocks[0].rows
+    found = rankings.by_activity(rows, "ndcg@10")
+    assert list(found.values) == ["RCEKD"]
+    assert found.left_out == ["Teacher, seed 0 has no folder"]
+    rankings.clear()
+    assert rankings._read == {}
 
 
 def test_align_keeps_what_all_have() -> None:
@@ -304,6 +396,13 @@ def test_no_gap_is_closed_where_there_is_none() -> None:
     assert shares(row_of("CE", {1: 0.6}), teacher, scratch, "m").kept is None
 
 
+def test_no_gap_is_closed_where_it_is_within_the_spread() -> None:
+    teacher, scratch = row_of("Teacher", {0: 0.3, 1: 0.5}), row_of("Scratch", {0: 0.3, 1: 0.3})
+    assert shares(row_of("CE", {0: 0.6, 1: 0.6}), teacher, scratch, "m").closed is None
+    found = shares(row_of("CE", {0: 0.6}), teacher, row_of("Scratch", {0: 0.2}), "m")
+    assert found.closed == pytest.approx(4)
+
+
 def test_percentiles_and_users_of_a_timing() -> None:
     found = percentiles(list(range(101)))
     assert (found.p50, found.p95, found.repeats) == (50, 95, 101)
@@ -312,9 +411,55 @@ def test_percentiles_and_users_of_a_timing() -> None:
     assert len(typical_users(counts, 256)) == 256
 
 
+class Slow:
+    """A model of five users and three items that notes who asks."""
+
+    def __init__(self, name: str, said: list[tuple[str, int, int]], fails: bool = False):
+        self.name, self.said, self.fails = name, said, fails
+        self.scorer, self.model = self, tiny.torch.nn.Linear(1, 1)
+        self.history, self.device, self.n_items = self, tiny.torch.device("cpu"), 3
+        self.counts = tiny.torch.tensor([0, 1, 2, 3, 4, 5])
+
+    def step(self) -> Any:
+        return contextlib.nullcontext()
+
+    def encode_now(self, users: Any) -> Any:
+        self.said.append((self.name, len(users), int(users[0])))
+        return users
+
+    def score_all(self, users: Any) -> Any:
+        if self.fails and len(self.said) > 20:
+            raise ValueError("broken\nthere")
+        return tiny.torch.zeros(len(users), 3)
+
+
+def test_models_and_users_take_turns() -> None:
+    said: list[tuple[str, int, int]] = []
+    models = {name: Timed(Slow(name, said, name == "c")) for name in "abc"}
+    time_all(models)
+    assert models["c"].reason == "broken"
+    assert models["c"].one is None
+    assert models["a"].one is not None
+    assert models["a"].one.repeats == REPEATS
+    turns = [name for name, _ in itertools.groupby(name for name, *_ in said)]
+    assert turns.count("a") >= ROUNDS - 1
+    assert {first for name, size, first in said if (name, size) == ("a", 1)} == {1, 2, 3, 4, 5}
+
+
+def test_latencies_have_two_digits() -> None:
+    shown = [contents._two_digits(value) for value in (0.0123, 0.1, 0.998, 9.96, 12.4, 153.0)]
+    assert shown == ["0.012", "0.10", "1.0", "10", "12", "150"]
+
+
 def test_the_front_has_what_no_smaller_model_beats() -> None:
     points = [(10, 0.2), (10, 0.3), (20, 0.25), (40, 0.5), (50, 0.5)]
     assert pareto_front(points) == [(10, 0.3), (40, 0.5)]
+
+
+def test_lines_of_ours_teacher_scratch_and_baselines_differ() -> None:
+    rows = [row_of(name, {}) for name in ("Teacher", "Scratch", "RCEKD", "CE", "DCD", "RD")]
+    found = looks(rows, "RCEKD").values()
+    assert len({one.marker for one in found}) == len({one.dashes for one in found}) == 6
 
 
 def test_curves_are_means_over_the_epochs_all_seeds_have(tmp_path: Path) -> None:
@@ -326,16 +471,63 @@ def test_curves_are_means_over_the_epochs_all_seeds_have(tmp_path: Path) -> None
         (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"epoch": 9, "weig']))
         runs[seed] = Record("d", "p", "r", seed, "distilled", folder=str(seed))
     row = Row("r", "distilled", runs=runs)
-    assert curve(tmp_path, row, "weight_g") == ([0, 1], [2.0, 4.0])
-    assert curve(tmp_path, row, "overlap_topk") is None
+    assert curve(tmp_path, row, "weight_g") == (([0, 1], [2.0, 4.0]), [])
+    assert curve(tmp_path, row, "overlap_topk") == (None, [])
+
+
+def test_a_log_of_no_numbers_leaves_its_curve_out(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"Teacher": {0: 0.5}, "CE": {}})
+    put(folder, "CE", 0, 0.3, folder="runs")
+    (folder / "runs").mkdir()
+    lines = ['{"epoch": 0, "weight_g": NaN}', '{"epoch": 1e999, "weight_g": 1}', "[1]", "{"]
+    lines += ['{"epoch": 1' + "0" * 30 + ', "weight_g": 1}', '{"epoch": 1, "weight_g": Infinity}']
+    (folder / "runs" / "metrics.jsonl").write_text("\n".join(lines))
+    text = written(folder)
+    assert "metrics.jsonl of CE, seed 0: 4 lines with no finite weight\\_g of an epoch" in text
+
+
+# -- names of figures --------------------------------------------------------------------------
+
+
+def block_of(*groups: str, dataset: str = "d", pair: str = "p") -> Block:
+    return Block(dataset, pair, tuple(Row(g, "distilled", g) for g in groups))
+
+
+def test_figures_have_names_of_their_own() -> None:
+    blocks = (block_of("main", "methods", "é", "è", "x", "X"), block_of("g", dataset="a-b"))
+    blocks += (block_of("g", dataset="a", pair="b-p"),)
+    bench = Benchmark(Path(), "n", "", "", (), "m", None, {}, {}, blocks)
+    results = Results(bench, Rankings(Path()), {}, {}, False)
+    whats = [(b, w) for b in blocks for w in (*WHATS, *(f"group-{g}" for g in b.groups))]
+    names = [figure_name(results, block, what) for block, what in whats]
+    assert len({name.lower() for name in names}) == len(whats)
+    assert names[0] == "d-p-methods"
+    assert figure_name(results, blocks[0], "group-methods") == "d-p-group-methods"
+    assert all(re.fullmatch(r"[A-Za-z0-9-]+", name) for name in names)
+    assert all(own_names(results).fullmatch(name) for name in names)
+
+
+def test_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
+    values = {"RCEKD": {0: 0.5}, "w/o S": {0: 0.1}}
+    folder = make_bench(tmp_path, values, groups={"w/o S": "ablation"})
+    write_report(folder, formats=["md"], latency=False)
+    figures = folder / "report" / "figures"
+    assert (figures / "d-MF-MF-group-ablation.svg").is_file()
+    for name in ("mine.svg", "d-MF-MF-pareto.svg", "d-MF-MF-group-old.pdf"):
+        (figures / name).touch()
+    records.file_of(folder, "d", "MF-MF", "w/o S", 0).unlink()
+    write_report(folder, formats=["md"], latency=False)
+    assert {file.name for file in figures.iterdir()} == {
+        *("mine.svg", "d-MF-MF-methods.svg", "d-MF-MF-group-old.pdf", "figures.txt")
+    }
 
 
 # -- partial and damaged folders ---------------------------------------------------------------
 
 
-def written(folder: Path, form: str, **more: Any) -> str:
-    (file,) = write_report(folder, formats=[form], **{"latency": False, **more})
-    return file.read_text(encoding="utf-8")
+def written(folder: Path) -> str:
+    """The report as Markdown, its figures not drawn."""
+    return render.markdown(contents.make_page(compute(collect(folder), timed=False)))
 
 
 def test_what_is_missing_failed_or_damaged_is_said(tmp_path: Path) -> None:
@@ -344,11 +536,14 @@ def test_what_is_missing_failed_or_damaged_is_said(tmp_path: Path) -> None:
     broken = records.file_of(folder, "d", "MF-MF", "Teacher", 2)
     broken.write_text('{"dataset": ')
     put(folder, "RRD", 1, {"ndcg@10": math.nan})
-    text = written(folder, "md")
+    text = written(folder)
     assert "d, MF-MF: RRD: not run yet with seeds 0, 1, 2" in text
     assert "d, MF-MF: CE: failed with seed 1: --ce\\_K=0: allowed are whole numbers" in text
     assert "unreadable record: records/d/MF-MF/Teacher/seed-2.json: no record of a run" in text
     assert "records/d/MF-MF/RRD/seed-1.json: a number in it is none" in text
+
+
+CSV = [f"report_{n}.csv" for n in ("means", "tests", "compression", "provenance")]
 
 
 @pytest.mark.parametrize("values", [{}, {"CE": {}, "Teacher": {}}, {"Teacher": {0: 0.5}}])
@@ -356,8 +551,7 @@ def test_hardly_anything_makes_a_report(values: dict[str, Any], tmp_path: Path) 
     folder = make_bench(tmp_path, values)
     files = {file.name for file in write_report(folder)}
     assert files == {f"report{e}" for e in (".md", ".tex", ".csv", ".html")} | {
-        "report_means.csv",
-        "report_tests.csv",
+        *CSV,
     }
 
 
@@ -368,15 +562,114 @@ def test_numbers_of_users_that_are_none_leave_their_part_out(tmp_path: Path) -> 
     broken = tmp_path / "runs/d/CE-0/per_user.parquet"
     pq.write_table(pa.table({"user": ["a", "b"], "ndcg@10": [0.1, math.nan]}), broken)
     reason = "per\\_user.parquet of CE, seed 0 has a ndcg@10 that is no finite number"
-    assert f"by user, against CE: {reason}" in written(tmp_path, "md")
+    assert f"by user, against CE: {reason}" in written(tmp_path)
     broken.write_bytes(b"PAR1")
-    assert "per\\_user.parquet of CE, seed 0 cannot be read" in written(tmp_path, "md")
+    assert "per\\_user.parquet of CE, seed 0 cannot be read" in written(tmp_path)
 
 
 def test_rows_the_file_does_not_name_come_last(tmp_path: Path) -> None:
     folder = make_bench(tmp_path, {"CE": {0: 0.1}})
     put(folder, "Old", 0, 0.2)
-    assert [row.name for row in collect(folder).blocks[0].rows] == ["CE", "Old"]
+    (block,) = collect(folder).blocks
+    assert [row.name for row in block.rows] == ["CE", "Old"]
+    assert block.missing == ("CE: not run yet with seeds 1, 2",)
+
+
+def test_only_what_the_file_asks_for_is_missing(tmp_path: Path) -> None:
+    def row(name: str, **more: Any) -> dict[str, Any]:
+        return {"name": name, "kind": kind(name), **more}
+
+    rows = [row("Teacher"), row("CE", seeds=[5], datasets=[], pairs=["MF-MF"], options={})]
+    rows += [row("DCD", datasets=["e"]), row("RD", pairs=["X-MF"])]
+    pairs = {key: {"teacher": "X", "student": "BPR"} for key in ("MF-MF", "X-MF")}
+    folder = make_bench(tmp_path, {}, rows=rows, datasets=["d", "e"], pairs=pairs, seeds=[0])
+    put(folder, "CE", 5, 0.2)
+    put(folder, "RD", 0, 0.2)
+    blocks = {(b.dataset, b.pair): b for b in collect(folder).blocks}
+    assert blocks["d", "MF-MF"].missing == (
+        "Teacher: not run yet with seed 5",
+        "RD: left out, the file does not ask for it here",
+    )
+    assert [one.name for one in blocks["d", "MF-MF"].rows] == ["CE"]
+    assert blocks["e", "X-MF"].missing == tuple(
+        f"{name}: not run yet with seed 0" for name in ("Teacher", "DCD", "RD")
+    )
+
+
+def test_records_that_do_not_fit_their_row_are_left_out(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"CE": {}, "DCD": {}, "Teacher": {}})
+    for seed in (0, 1, 2, 3):
+        lr = {"lr": 0.1 if seed == 1 else 0.2, "seed": seed, "checkpoint_dir": f"{seed}"}
+        put(folder, "CE", seed, 0.5, options={**lr, "resume": seed, "threads": seed})
+        split = {"split": {"train": "bad" if seed == 0 else "good"}}
+        put(folder, "DCD", seed, 0.5, provenance=split)
+    (block,) = collect(folder).blocks
+    assert {row.name: list(row.runs) for row in block.rows} == {"CE": [0, 2], "DCD": [1, 2]}
+    assert block.missing == (
+        "CE: left out seed 3: the file does not ask for it",
+        "CE: left out seed 1: made with other options than seed 0 (lr)",
+        "DCD: left out seed 3: the file does not ask for it",
+        "DCD: left out seed 0: another split of the data than the other rows",
+        "Teacher: not run yet with seeds 0, 1, 2",
+    )
+
+
+def test_of_as_many_records_the_newest_or_those_of_the_file_count(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"CE": {}}, seeds=[0, 1])
+    for seed in (0, 1):
+        put(folder, "CE", seed, 0.5, options={"ce_K": seed, "teacher": {"n": 1}})
+        os.utime(records.file_of(folder, "d", "MF-MF", "CE", seed), (100 - seed, 100 - seed))
+    assert list(collect(folder).blocks[0].rows[0].runs) == [0]
+    row = {"name": "CE", "kind": "distilled", "options": {"ce_K": 1, "teacher": {"n": 1}}}
+    make_bench(tmp_path, {}, seeds=[0, 1], rows=[row])
+    assert list(collect(folder).blocks[0].rows[0].runs) == [1]
+
+
+def test_the_metric_is_the_files_or_that_of_early_stopping(tmp_path: Path) -> None:
+    found = {"itemcoverage@5": 0.9, "recall@5": 0.1, "mrr@5": 0.2}
+    folder = make_bench(tmp_path, {"Teacher": {0: found}, "CE": {0: found}}, metric=None)
+    assert collect(folder).metric == "recall@5"
+    put(folder, "CE", 0, found, folder="runs")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "resolved.yaml").write_text("valid_metric: MRR@5")
+    assert collect(folder).metric == "mrr@5"
+    make_bench(tmp_path, {"Teacher": {}, "CE": {}}, metric="NDCG@10")
+    with pytest.raises(KDError, match=r"yaml, metric: ndcg@10: .* itemcoverage@5, recall@5, mrr"):
+        collect(folder)
+
+
+WRONG = {"row": ["CE"], "dataset": None, "seed": True, "kind": 3, "test_result": {"m": "0.3"}}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_record_of_wrong_types_is_none(key: str, tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"CE": {0: 0.3, 1: 0.4}})
+    file = records.file_of(folder, "d", "MF-MF", "CE", 1)
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: WRONG[key]}))
+    bench = collect(folder)
+    (line,) = bench.damaged
+    assert line.startswith("unreadable record: records/d/MF-MF/CE/seed-1.json: ")
+    assert list(bench.blocks[0].rows[0].runs) == [0]
+
+
+def test_a_field_of_wrong_type_is_left_out_of_its_record(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"CE": {}})
+    wrong = {"folder": 3, "seconds": math.inf, "epochs": "9", "best_epoch": 1.5, "command": ["a"]}
+    put(folder, "CE", 0, 0.3, **wrong, options=None, provenance=[1], parameters=10**400)
+    bench = collect(folder)
+    assert len(bench.damaged) == 8
+    assert bench.damaged[1].endswith("records/d/MF-MF/CE/seed-0.json: folder: found 3")
+    assert "left out of a record" in written(folder)
+
+
+def test_a_published_text_is_left_out(tmp_path: Path) -> None:
+    paper = {"d": {"MF-MF": {"CE": {"ndcg@10": "high", "Recall@10": 1}, "DCD": 3}}, "e": None}
+    bench = collect(make_bench(tmp_path, VALUES, published=paper))
+    assert bench.paper(bench.blocks[0], "CE") == {"recall@10": 1.0}
+    assert [line.partition("published: ")[2].partition(":")[0] for line in bench.damaged] == [
+        "d, MF-MF, CE, ndcg@10",
+        "d, MF-MF, DCD",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -442,8 +735,8 @@ class Page(HTMLParser):
 
 def all_written(folder: Path) -> dict[str, str]:
     """The report in its three formats of text."""
-    files = write_report(folder, formats=["md", "tex", "html"], latency=False)
-    return {file.suffix[1:]: file.read_text(encoding="utf-8") for file in files}
+    page = contents.make_page(compute(collect(folder), timed=False))
+    return {form.__name__: form(page) for form in (render.markdown, render.latex, render.html)}
 
 
 def test_names_mean_nothing_to_a_format(tmp_path: Path) -> None:
@@ -453,13 +746,13 @@ def test_names_mean_nothing_to_a_format(tmp_path: Path) -> None:
     assert page.text.count(ODD) >= 3
     assert not {"i", "script", "link"} & set(page.tags)
     assert all(link.startswith(("#", "data:")) for link in page.links)
-    tex = found["tex"]
+    tex = found["latex"]
     assert r"{[}A\_B{]} \textless{}b\textgreater{} 50\% \& \$x\$ \#1 \{y\} \textasciitilde" in tex
     for line in (line for line in tex.splitlines() if not line.startswith("%")):
         bare = re.sub(r"\\[&%$#_{}\\]", "", line)
         assert bare.count("{") == bare.count("}")
         assert re.search(r"[#%^~<>|]", bare) is None, line
-    rows = [line for line in found["md"].splitlines() if line.startswith(r"| \[A")]
+    rows = [line for line in found["markdown"].splitlines() if line.startswith(r"| \[A")]
     assert len(rows) >= 2
     for row in rows:
         assert r"\[A\_B\] &lt;b&gt; 50% &amp; \$x\$ \#1 {y} \~ ^ \| \\ \*z\* \`q\`" in row
@@ -472,6 +765,13 @@ def test_latex_cells_and_numbers() -> None:
         r"\underline{$-$3.1\% (w/o S)}"
     )
     assert render.tex_escape("5-12, MF-MF, -") == "5-12, MF-MF, -"
+    assert render.tex_escape("--a --- ''") == "-{}-a -{}-{}- '{}'"
+    assert render.tex_escape('"`') == "{''}{\\textasciigrave}"
+
+
+def test_a_command_with_backticks_has_a_longer_fence(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, VALUES, command="echo ````\nmake")
+    assert "`````\necho ````\nmake\n`````\n" in written(folder)
 
 
 def test_marks_in_every_format(tmp_path: Path) -> None:
@@ -495,14 +795,65 @@ def test_csv_has_every_seed_mean_and_test(tmp_path: Path) -> None:
     assert found == {(row, s): v for row, seeds in VALUES.items() for s, v in seeds.items()}
     best = [r["row"] for r in lines["report_means.csv"] if r["best"] == "1"]
     assert best == ["RCEKD"]
+    better = {
+        r["row"]: (r["improvement"], r["improvement_over"]) for r in lines["report_means.csv"]
+    }
+    assert float(better.pop("RCEKD")[0]) == pytest.approx(0.43 / 0.38 - 1)
+    assert set(better.values()) == {("", "")}
+    sizes = {r["row"]: r for r in lines["report_compression.csv"]}
+    assert float(sizes["RCEKD"]["gap_closed"]) == pytest.approx(0.7)
+    assert sizes["RCEKD"]["one_p50_ms"] == sizes["RCEKD"]["threads"] == ""
+    facts = {(r["of"], r["fact"]): r["value"] for r in lines["report_provenance.csv"]}
+    assert facts["benchmark", "command"] == "recbole-kd benchmark look.yaml"
+    assert "latency" not in {of for of, _ in facts}
     assert [r["by"] for r in lines["report_tests.csv"]] == ["seed", "user"] * 3
     assert not (folder / "report" / "figures").exists()
+
+
+def test_names_in_csv_are_no_formulas(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"=1+1": {0: -0.5}, "@x": {0: 0.1}})
+    text = {f.name: f.read_text() for f in write_report(folder, formats=["csv"], latency=False)}
+    assert "d,MF-MF,main,'=1+1,distilled,X,0,ndcg@10,-0.5" in text["report.csv"]
+    assert "'@x" in text["report_means.csv"]
+
+
+def test_nothing_is_timed_without_latency(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(compression, "Timed", None)
+    assert write_report(make_bench(tmp_path, VALUES), formats=["csv"], latency=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("recbole-kd benchmark /root/a/b.yaml --out=/tmp/x", "recbole-kd benchmark b.yaml --out=x"),
+        ("run --data_path='/home/my name/d s' a/b", "run '--data_path=d s' a/b"),
+        ("run '--teacher=[/a/b.pt, /c/d.pt]'", "run '--teacher=[b.pt, d.pt]'"),
+        ("make 'all\nrun /a/b", "make 'all\nrun b"),
+        ("echo w/o  $(x)", "echo w/o  $(x)"),
+    ],
+)
+def test_commands_name_no_folder_of_the_machine(command: str, shown: str) -> None:
+    assert provenance.command_text(command) == shown
+
+
+def test_data_and_split_are_said_once_a_data_set(tmp_path: Path) -> None:
+    folder = make_bench(tmp_path, {"CE": {}}, datasets=["d", "e"])
+    for n, dataset in enumerate("de"):
+        facts = {"data": {"users": 10 + n, "train": 99}, "split": {"train": f"print-{n}"}}
+        record = Record(dataset, "MF-MF", "CE", 0, "distilled", test_result={"ndcg@10": 0.1})
+        record.provenance, record.seconds = {**facts, "threads": 1}, 90.0
+        records.write(records.file_of(folder, dataset, "MF-MF", "CE", 0), record)
+    text = written(folder)
+    assert "differs" not in text
+    assert "Data and split of e." in text
+    assert [text.count(part) for part in ("print-0", "print-1", "| 11 ")] == [1, 1, 1]
+    assert "3.0 min (sum of the seconds of all runs' epochs" in text
 
 
 def test_published_numbers_stand_below_their_row(tmp_path: Path) -> None:
     paper = {"d": {"MF-MF": {"CE": {"ndcg@10": 0.3111}, "TARec": {"ndcg@10": 0.9}}}}
     folder = make_bench(tmp_path, VALUES, published=paper)
-    lines = written(folder, "md").splitlines()
+    lines = written(folder).splitlines()
     (place,) = [n for n, line in enumerate(lines) if "0.3111" in line]
     assert lines[place - 1].startswith("| CE ")
     assert "TARec" not in "\n".join(lines)
@@ -538,15 +889,12 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = {"name": "tiny", "seeds": [1, 2], "datasets": ["tiny"], "rows": rows, "ours": "RCEKD"}
     spec |= {"pairs": {"MF-MF": {"teacher": "BPR", "student": "BPR"}}, "metric": "ndcg@10"}
     (folder / "benchmark.yaml").write_text(yaml.safe_dump({**spec, "command": "make all"}))
-    for method, more in lists.items():
-        for seed in (1, 2):
-            found = run_recbole_kd(
-                method,
-                tiny.dataset(),
-                config_dict={**options, **more, "seed": seed},
-                student="BPR",
-                teacher="BPR",
-            )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "latency", lambda *_: None)  # of the run's own table: slow
+        for method, seed in itertools.product(lists, (1, 2)):
+            given = {**options, **lists[method], "seed": seed}
+            models = {"student": "BPR", "teacher": "BPR"}
+            found = run_recbole_kd(method, tiny.dataset(), config_dict=given, **models)
             _put_run(folder, method, seed, found)
     return folder
 
@@ -565,19 +913,20 @@ def _put_run(folder: Path, method: str, seed: int, found: dict[str, Any]) -> Non
 FIGURES = ("methods", "training", "pareto", "activity", "popularity")
 
 
-def test_a_report_of_real_runs(real: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(real)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert [Path(line.split()[-1]).name for line in said][-3:] == [
-        "report.md",
-        "report.tex",
-        "report.html",
-    ]
+@pytest.fixture(scope="module")
+def reported(real: Path) -> Path:
+    """Its report, in all formats."""
+    files = [file.name for file in write_report(real)]
+    assert files == ["report.csv", *CSV, "report.md", "report.tex", "report.html"]
+    return real / "report"
+
+
+def test_a_report_of_real_runs(real: Path, reported: Path) -> None:
     text = (real / "report" / "report.md").read_text(encoding="utf-8")
-    assert "What is missing" not in text
+    assert "What is missing or left out" not in text
     assert "| users tested" in text
     assert "make all" in text
-    figures = {file.name for file in (real / "report" / "figures").iterdir()}
+    figures = {file.name for file in (real / "report" / "figures").iterdir()} - {"figures.txt"}
     names = {f"tiny-MF-MF-{n}" for n in FIGURES}
     assert figures == {f"{n}.{e}" for n in names for e in ("svg", "pdf")}
     assert "left out" not in text
@@ -586,6 +935,7 @@ def test_a_report_of_real_runs(real: Path, capsys: pytest.CaptureFixture[str]) -
     assert sizes is not None
     assert 0 < float(sizes[1]) <= float(sizes[2])
     assert "split fingerprint, train" in text
+    assert "Machine of the latencies" in text
     assert "differs" not in text
     page = Page((real / "report" / "report.html").read_text(encoding="utf-8"))
     assert page.tags.count("img") == len(FIGURES)
@@ -601,25 +951,33 @@ def test_tests_by_user_of_real_runs_agree_with_the_metric(real: Path) -> None:
         assert one.by_user.corrected is not None
 
 
-def test_the_same_folder_gives_the_same_bytes(real: Path, tmp_path: Path) -> None:
-    for out in ("one", "two"):
-        write_report(real, tmp_path / out, latency=False, formats=["tex", "html"])
-    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
-    assert len(files) == 2 + 2 * len(FIGURES)
+def test_the_same_folder_gives_the_same_bytes(real: Path, reported: Path, tmp_path: Path) -> None:
+    one, two = reported, tmp_path
+    write_report(real, two, latency=False, formats=["csv", "html"])
+    files = [two / "report.csv", two / "report_means.csv", two / "report_tests.csv"]
+    files += sorted(two.glob("figures/*.svg"))
+    assert len(files) == 3 + len(FIGURES)
     for file in files:
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        assert (one / file.relative_to(two)).read_bytes() == file.read_bytes()
+
+
+def test_the_same_rows_give_the_same_pdf() -> None:
+    def drawn() -> bytes:
+        rows = [row_of("CE", {0: 0.4, 1: 0.5})]
+        return bars(rows, "m", looks(rows, None), "name", "caption").drawn("pdf")
+
+    assert drawn() == drawn()
 
 
 def test_options_of_the_command(real: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "2024"
     words = [f"--out={out}", "--metric=NDCG@20", "--latency=False", "--formats=csv"]
     assert main(["report", str(real), *words]) == 0
-    assert {f.name for f in out.iterdir()} == {
-        *("report.csv", "report_means.csv", "report_tests.csv")
-    }
+    assert {f.name for f in out.iterdir()} == {"report.csv", *CSV}
     text = (out / "report_tests.csv").read_text(encoding="utf-8")
     assert "tiny,MF-MF,main,ndcg@20,RCEKD,CE,seed" in text
-    capsys.readouterr()
+    said = capsys.readouterr().out.splitlines()
+    assert [Path(line.split()[-1]).name for line in said] == ["report.csv", *CSV]
 
 
 @pytest.mark.parametrize(
@@ -644,7 +1002,7 @@ def test_a_model_that_cannot_be_opened_has_a_reason(real: Path, tmp_path: Path) 
     (folder / "runs").mkdir()
     (folder / "runs" / "best.pt").write_bytes(b"no model")
     put(folder, "CE", 0, 0.3, folder="runs", parameters=12)
-    text = written(folder, "md")
+    text = written(folder)
     assert "CE: checkpoint runs/best.pt: not a torch checkpoint" in text
     assert "Teacher: there is no best.pt" in text
 

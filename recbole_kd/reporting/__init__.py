@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +14,11 @@ from recbole_kd.reporting import data_files, render
 from recbole_kd.reporting.collect import collect
 from recbole_kd.reporting.contents import make_page
 from recbole_kd.reporting.page import Page, Picture
+from recbole_kd.reporting.pictures import own_names
 from recbole_kd.reporting.results import Results, compute
+
+LIST = "figures.txt"
+"""The file beside the figures that names them, so that the next report can remove them."""
 
 FORMATS = ("md", "tex", "csv", "html")
 
@@ -47,7 +53,7 @@ def write_report(
     texts = _csv(results) if "csv" in formats else {}
     if set(formats) - {"csv"}:
         page = make_page(results)
-        _write_figures(page, target / "figures", formats)
+        _write_figures(page, target / "figures", formats, own_names(results))
         makers = {"md": render.markdown, "tex": render.latex, "html": render.html}
         texts |= {f"report.{f}": makers[f](page) for f in formats if f != "csv"}
     for name, text in texts.items():
@@ -73,18 +79,39 @@ def _csv(results: Results) -> dict[str, str]:
     tables = [table for found in results.tables.values() for table in found]
     return {
         "report.csv": data_files.runs(results.bench),
-        "report_means.csv": data_files.means(tables),
+        "report_means.csv": data_files.means(results.bench, tables),
         "report_tests.csv": data_files.tests(results.bench, tables),
+        "report_compression.csv": data_files.compression(results),
+        "report_provenance.csv": data_files.origins(results),
     }
 
 
-def _write_figures(page: Page, folder: Path, formats: Sequence[str]) -> None:
-    """Write the figures that Markdown and LaTeX name; the HTML page has them inside."""
+def _write_figures(page: Page, folder: Path, formats: Sequence[str], own: re.Pattern[str]) -> None:
+    """Write the figures that Markdown and LaTeX name; the HTML page has them inside.
+
+    Figures of an earlier report are removed, as its list or their names tell.
+    """
     endings = ["svg"] if set(formats) & {"md", "html"} else []
     endings += ["pdf"] if "tex" in formats else []
-    for part in (part for section in page.sections for part in section.parts):
-        if isinstance(part, Picture):
-            for ending in endings:
-                content = part.drawn(ending)
-                file = folder / f"{part.name}.{ending}"
-                checkpoint.write_bytes_atomically(file, lambda f, c=content: f.write(c))
+    parts = (part for section in page.sections for part in section.parts)
+    made = {f"{p.name}.{e}": p.drawn(e) for p in parts if isinstance(p, Picture) for e in endings}
+    earlier = _listed(folder)
+    if not made and not folder.is_dir():
+        return
+    kept = {name for name in earlier if Path(name).suffix[1:] not in endings}
+    for file in folder.iterdir() if folder.is_dir() else []:
+        stale = file.suffix[1:] in endings and file.name not in made
+        if stale and (file.name in earlier or own.fullmatch(file.stem)):
+            with contextlib.suppress(OSError):
+                file.unlink()
+    for name, content in made.items():
+        checkpoint.write_bytes_atomically(folder / name, lambda f, c=content: f.write(c))
+    checkpoint.write_text(folder / LIST, "".join(f"{name}\n" for name in sorted({*made, *kept})))
+
+
+def _listed(folder: Path) -> set[str]:
+    """Names of the figures that an earlier report wrote."""
+    try:
+        return set((folder / LIST).read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError):
+        return set()

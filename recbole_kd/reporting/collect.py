@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from recbole_kd.benchmark import records
 from recbole_kd.benchmark.records import (
     DISTILLED,
     DONE,
-    RECORDS,
     SCRATCH_STUDENT,
     SPEC_FILE,
     TEACHER,
@@ -20,11 +19,16 @@ from recbole_kd.benchmark.records import (
 )
 from recbole_kd.errors import KDError
 from recbole_kd.options import read_yaml
+from recbole_kd.reporting.reading import KINDS, Found, is_number, is_whole, read_records
 
 MAIN = "main"
 """The group of the rows of the main table."""
 
-KINDS = (TEACHER, SCRATCH_STUDENT, DISTILLED, records.REFERENCE)
+RANKING = ("recall", "ndcg", "hit", "mrr", "map", "precision", "auc", "gauc")
+"""Metrics of accuracy: the larger, the better."""
+
+INCIDENTAL = ("seed", "checkpoint_dir", "resume", "show_progress", "threads")
+"""Options that leave a run's result as it is, or that runs of one row differ in."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class Row:
         group: The table it belongs to.
         model: Method of a distilled row; model of the others.
         runs: The record of each seed that is done, by seed.
+        seeds: Its seeds; those of the benchmark where empty.
+        datasets: Data sets it is asked for; all where empty.
+        pairs: Pairs it is asked for; all where empty.
+        options: Options of its own.
     """
 
     name: str
@@ -44,11 +52,19 @@ class Row:
     group: str = MAIN
     model: str = ""
     runs: Mapping[int, Record] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    datasets: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_student(self) -> bool:
         """Whether it competes: neither the teacher nor a plain model of its own size."""
         return self.kind in (SCRATCH_STUDENT, DISTILLED)
+
+    def is_for(self, dataset: str, pair: str) -> bool:
+        """Whether the file asks for it there."""
+        return dataset in (self.datasets or (dataset,)) and pair in (self.pairs or (pair,))
 
     def values(self, metric: str) -> dict[int, float]:
         """A test metric by seed, of the runs that measured it."""
@@ -63,8 +79,8 @@ class Block:
     Attributes:
         dataset: Name of the data set.
         pair: Name of the pair.
-        rows: Its rows, also those without a run.
-        missing: One line for each run that failed or was not made.
+        rows: Its rows that have a run.
+        missing: One line for each run that failed, was not made, or is left out.
     """
 
     dataset: str
@@ -112,7 +128,7 @@ class Benchmark:
         pairs: Models of teacher and student, by pair.
         published: Published numbers by data set, pair, row and metric.
         blocks: Its results by data set and pair.
-        damaged: One line for each record that cannot be read.
+        damaged: One line for each record, field or published number that cannot be used.
     """
 
     folder: Path
@@ -135,6 +151,15 @@ class Benchmark:
         return found if isinstance(found, Mapping) else {}
 
 
+def is_ranking(metric: str) -> bool:
+    """Whether a metric is one of accuracy, of which larger is better.
+
+    Args:
+        metric: Its name, such as ``ndcg@10``.
+    """
+    return metric.partition("@")[0] in RANKING
+
+
 def collect(folder: Path, metric: str | None = None) -> Benchmark:
     """Read a benchmark's folder, finished or not.
 
@@ -148,69 +173,51 @@ def collect(folder: Path, metric: str | None = None) -> Benchmark:
     if not (folder / SPEC_FILE).is_file():
         raise KDError(f"report: found no {SPEC_FILE} in {folder}; allowed is a benchmark's folder")
     spec = read_yaml(folder / SPEC_FILE)
-    found, damaged = _records(folder)
-    seeds = tuple(_list(spec, "seeds")) or tuple(sorted({r.seed for r in found}))
-    rows = _rows(spec, found)
-    blocks = tuple(_block(*place, rows, found, seeds) for place in _places(spec, found))
-    chosen = str(metric or spec.get("metric") or "ndcg@10").lower()
-    known = list(dict.fromkeys(name for block in blocks for name in block.metrics))
-    if known and chosen not in known:
-        raise KDError(f"--metric={chosen}: found no run that measured it; allowed are {known}")
+    found, damaged = read_records(folder)
+    seeds = _seeds(spec) or tuple(sorted({one.record.seed for one in found}))
+    rows = _rows(spec)
+    places = _places(spec, found)
+    blocks = [_block(place, rows, found, seeds, asked) for place, asked in places.items()]
+    published, wrong = _published(_mapping(spec, "published"))
     return Benchmark(
         folder=folder,
         name=str(spec.get("name") or folder.name),
         command=str(spec.get("command") or ""),
         protocol=str(spec.get("protocol") or ""),
         seeds=seeds,
-        metric=chosen,
+        metric=_metric(folder, metric, spec, blocks),
         ours=None if spec.get("ours") is None else str(spec["ours"]),
         pairs=_mapping(spec, "pairs"),
-        published=_mapping(spec, "published"),
-        blocks=blocks,
-        damaged=damaged,
+        published=published,
+        blocks=tuple(block for block in blocks if block.rows or block.missing),
+        damaged=(*damaged, *wrong),
     )
 
 
-def _list(spec: Mapping[str, Any], key: str) -> list[Any]:
+def _list(spec: Mapping[str, Any], key: str, where: str = SPEC_FILE) -> list[Any]:
     value = spec.get(key) or []
     if not isinstance(value, list):
-        raise KDError(f"{SPEC_FILE}, {key}: found {value!r}; allowed is a list")
+        raise KDError(f"{where}, {key}: found {value!r}; allowed is a list")
     return value
 
 
-def _mapping(spec: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def _seeds(spec: Mapping[str, Any], where: str = SPEC_FILE) -> tuple[int, ...]:
+    seeds = _list(spec, "seeds", where)
+    for seed in seeds:
+        if not is_whole(seed):
+            raise KDError(f"{where}, seeds: found {seed!r}; allowed are whole numbers")
+    return tuple(seeds)
+
+
+def _mapping(spec: Mapping[str, Any], key: str, where: str = SPEC_FILE) -> Mapping[str, Any]:
     value = spec.get(key) or {}
     if not isinstance(value, Mapping):
-        raise KDError(f"{SPEC_FILE}, {key}: found {value!r}; allowed is a mapping")
+        raise KDError(f"{where}, {key}: found {value!r}; allowed is a mapping")
     return value
 
 
-def _records(folder: Path) -> tuple[list[Record], tuple[str, ...]]:
-    """The records that can be read, and a line for each that cannot."""
-    found: list[Record] = []
-    damaged: list[str] = []
-    for file in sorted((folder / RECORDS).glob("*/*/*/seed-*.json")):
-        try:
-            record = records.read(file)
-        except (KDError, OSError) as error:
-            damaged.append(str(error).replace(f"{folder}/", ""))
-            continue
-        if _sound(record):
-            found.append(record)
-        else:
-            damaged.append(f"{file.relative_to(folder)}: a number in it is none")
-    return found, tuple(damaged)
-
-
-def _sound(record: Record) -> bool:
-    """Whether what is counted on has the form it should."""
-    numbers = record.test_result.values() if isinstance(record.test_result, dict) else [None]
-    finite = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
-    return finite and isinstance(record.seed, int) and isinstance(record.provenance, dict)
-
-
-def _rows(spec: Mapping[str, Any], found: Iterable[Record]) -> list[Row]:
-    """The rows of the file, then those of records that it does not name (any more)."""
+def _rows(spec: Mapping[str, Any]) -> list[Row]:
+    """The rows of the file; those of one name are one."""
     rows: dict[str, Row] = {}
     for entry in _list(spec, "rows"):
         if not isinstance(entry, Mapping) or entry.get("kind") not in KINDS or "name" not in entry:
@@ -218,34 +225,231 @@ def _rows(spec: Mapping[str, Any], found: Iterable[Record]) -> list[Row]:
                 f"{SPEC_FILE}, rows: found {entry!r}; allowed are name, group, model and a kind "
                 f"of {', '.join(KINDS)}"
             )
-        name, group = str(entry["name"]), str(entry.get("group") or MAIN)
-        rows[name] = Row(name, str(entry["kind"]), group, str(entry.get("model") or ""))
-    for record in found:
-        rows.setdefault(record.row, Row(record.row, record.kind, record.group, record.model))
+        name = str(entry["name"])
+        where = f"{SPEC_FILE}, rows, {name}"
+        rows[name] = Row(
+            name,
+            str(entry["kind"]),
+            str(entry.get("group") or MAIN),
+            str(entry.get("model") or ""),
+            seeds=_seeds(entry, where),
+            datasets=tuple(map(str, _list(entry, "datasets", where))),
+            pairs=tuple(map(str, _list(entry, "pairs", where))),
+            options=_mapping(entry, "options", where),
+        )
     return list(rows.values())
 
 
-def _places(spec: Mapping[str, Any], found: list[Record]) -> list[tuple[str, str]]:
-    """Data sets and pairs, those of the file first."""
+def _places(spec: Mapping[str, Any], found: Iterable[Found]) -> dict[tuple[str, str], bool]:
+    """Data sets and pairs, those of the file first, and whether the file names them."""
     asked = [(str(d), str(p)) for d in _list(spec, "datasets") for p in _mapping(spec, "pairs")]
-    return list(dict.fromkeys([*asked, *((r.dataset, r.pair) for r in found)]))
+    others = [(one.record.dataset, one.record.pair) for one in found]
+    named = dict.fromkeys(asked, True)
+    return named | {place: False for place in others if place not in named}
+
+
+def _metric(
+    folder: Path, asked: str | None, spec: Mapping[str, Any], blocks: Iterable[Block]
+) -> str:
+    """The metric of tests and figures: the one asked for, the file's, or that of the runs' choice.
+
+    Raises:
+        KDError: No run measured the metric that is asked for.
+    """
+    blocks = list(blocks)
+    known = list(dict.fromkeys(name for block in blocks for name in block.metrics))
+    said = asked or spec.get("metric")
+    if said is None:
+        runs = [run for block in blocks for row in block.rows for run in row.runs.values()]
+        chosen = (name for run in runs if (name := _stopped_by(folder, run)) in known)
+        return next(itertools.chain(chosen, filter(is_ranking, known), known), "")
+    name = str(said).lower()
+    if known and name not in known:
+        where = "--metric=" if asked else f"{SPEC_FILE}, metric: "
+        raise KDError(
+            f"{where}{name}: found no run that measured it; allowed are {', '.join(known)}"
+        )
+    return name
+
+
+def _stopped_by(folder: Path, run: Record) -> str:
+    """The metric that a run's epoch was chosen by; empty where it is unknown."""
+    said = run.options.get("valid_metric")
+    if said is None and run.folder:
+        try:
+            said = read_yaml(folder / run.folder / "resolved.yaml").get("valid_metric")
+        except KDError:
+            return ""
+    return str(said or "").lower()
+
+
+def _published(said: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Published numbers by data set, pair, row and metric, and a line for what is none."""
+    kept: dict[str, Any] = {}
+    wrong: list[str] = []
+
+    def walk(value: Any, path: tuple[str, ...]) -> None:
+        if isinstance(value, Mapping) and len(path) < 4:
+            for key, inner in value.items():
+                walk(inner, (*path, str(key)))
+        elif len(path) == 4 and is_number(value):
+            inside = kept
+            for key in path[:3]:
+                inside = inside.setdefault(key, {})
+            inside[path[3].lower()] = float(value)
+        elif value is not None and value != {}:
+            where = f"{SPEC_FILE}, published: {', '.join(path)}"
+            wrong.append(f"left out: {where}: found {value!r}; allowed is a number")
+
+    walk(said, ())
+    return kept, wrong
+
+
+# -- the rows of a data set and pair -----------------------------------------------------------
 
 
 def _block(
-    dataset: str, pair: str, rows: list[Row], found: list[Record], seeds: tuple[int, ...]
+    place: tuple[str, str],
+    rows: Sequence[Row],
+    found: Iterable[Found],
+    seeds: tuple[int, ...],
+    asked: bool,
 ) -> Block:
-    here = [record for record in found if (record.dataset, record.pair) == (dataset, pair)]
+    """The rows of a data set and pair that have a run, and what is missing or odd there.
+
+    Args:
+        place: Data set and pair.
+        rows: The rows of the file.
+        found: All records.
+        seeds: The seeds of the benchmark.
+        asked: Whether the file names the data set and the pair.
+    """
+    here = [one for one in found if (one.record.dataset, one.record.pair) == place]
+    there = [row for row in rows if row.is_for(*place)]
+    split = _most(here, _split_of) if any(map(_split_of, here)) else ""
     filled: list[Row] = []
-    missing: list[str] = []
-    for row in rows:
-        runs = {record.seed: record for record in here if record.row == row.name}
+    lines: list[str] = []
+    for row in [*there, *_unnamed(rows, here)]:
+        mine = [one for one in here if one.record.row == row.name]
+        wanted = _wanted(row, there, seeds)
+        kept, odd = _fitting(row, mine, wanted, split)
+        runs = {one.record.seed: one.record for one in kept}
         done = {seed: run for seed, run in sorted(runs.items()) if run.status == DONE}
-        filled.append(replace(row, runs=done))
-        absent = [str(seed) for seed in seeds if seed not in runs]
-        if absent:
-            plural = "s" if len(absent) > 1 else ""
-            missing.append(f"{row.name}: not run yet with seed{plural} {', '.join(absent)}")
-        for seed, run in sorted(runs.items()):
-            if run.status != DONE:
-                missing.append(f"{row.name}: failed with seed {seed}: {run.error or 'no reason'}")
-    return Block(dataset, pair, tuple(filled), tuple(missing))
+        made = {one.record.seed for one in mine}
+        absent = [s for s in wanted if s not in made] if asked and row in there else []
+        lines += _gaps(row, absent, runs) + odd
+        if done:
+            filled.append(replace(row, runs=done))
+    elsewhere = {r.name for r in rows} - {r.name for r in there}
+    for name in dict.fromkeys(o.record.row for o in here if o.record.row in elsewhere):
+        lines.append(f"{name}: left out, the file does not ask for it here")
+    return Block(*place, tuple(filled), tuple(lines))
+
+
+def _unnamed(rows: Sequence[Row], here: Iterable[Found]) -> list[Row]:
+    """Rows of records that the file does not name (any more)."""
+    names = {row.name for row in rows}
+    found: dict[str, Row] = {}
+    for record in (one.record for one in here if one.record.row not in names):
+        found.setdefault(record.row, Row(record.row, record.kind, record.group, record.model))
+    return list(found.values())
+
+
+def _wanted(row: Row, rows: Iterable[Row], seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """The seeds a row is asked for; a teacher is trained for all that distil from it."""
+    if row.seeds or row.kind != TEACHER:
+        return row.seeds or seeds
+    distilled = {s for one in rows if one.kind == DISTILLED for s in one.seeds or seeds}
+    return tuple(sorted(distilled)) or seeds
+
+
+def _gaps(row: Row, absent: Sequence[int], runs: Mapping[int, Record]) -> list[str]:
+    lines = []
+    if absent:
+        plural = "s" if len(absent) > 1 else ""
+        lines.append(f"{row.name}: not run yet with seed{plural} {', '.join(map(str, absent))}")
+    for seed, run in sorted(runs.items()):
+        if run.status != DONE:
+            lines.append(f"{row.name}: failed with seed {seed}: {run.error or 'no reason'}")
+    return lines
+
+
+def _fitting(
+    row: Row, mine: Sequence[Found], wanted: Sequence[int], split: str
+) -> tuple[list[Found], list[str]]:
+    """The records of a row that can be averaged, and a line for those that cannot."""
+    lines: list[str] = []
+
+    def without(found: Sequence[Found], odd: Sequence[Found], why: str) -> list[Found]:
+        if odd:
+            seeds = ", ".join(str(s) for s in sorted(one.record.seed for one in odd))
+            lines.append(f"{row.name}: left out seed{'s' * (len(odd) > 1)} {seeds}: {why}")
+        return [one for one in found if one not in odd]
+
+    why = "the file does not ask for it"
+    kept = without(mine, [one for one in mine if one.record.seed not in wanted], why)
+    done = [one for one in kept if one.record.status == DONE]
+    odd = [one for one in done if _split_of(one) not in ("", split)]
+    why = "another split of the data than the other rows"
+    done, kept = without(done, odd, why), [one for one in kept if one not in odd]
+    options = _most(done, _options_of, lambda one: _holds(one.record.options, row.options))
+    for odd_options in dict.fromkeys(o for o in map(_options_of, done) if o != options):
+        odd = [one for one in done if _options_of(one) == odd_options]
+        others = next(one for one in done if _options_of(one) == options)
+        differing = _differing(odd[0].record.options, others.record.options)
+        why = f"made with other options than seed {others.record.seed} ({differing})"
+        kept = without(kept, odd, why)
+    return kept, lines
+
+
+def _most(
+    found: Sequence[Found],
+    key: Callable[[Found], str],
+    first: Callable[[Found], bool] = lambda _: True,
+) -> str:
+    """What most records have in common; of as many, those of which one is the newest.
+
+    Args:
+        found: The records.
+        key: What they are told apart by; empty where it is unknown.
+        first: Of what group's records one that holds for comes before all others.
+    """
+    groups: dict[str, list[Found]] = {}
+    for one in found:
+        groups.setdefault(key(one), []).append(one)
+    known = {name: ones for name, ones in groups.items() if name} or groups
+
+    def rank(name: str) -> tuple[bool, int, float]:
+        ones = known[name]
+        return any(map(first, ones)), len(ones), max(one.written for one in ones)
+
+    return max(known, key=rank, default="")
+
+
+def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in INCIDENTAL}
+
+
+def _options_of(one: Found) -> str:
+    return json.dumps(_plain_options(one.record.options), sort_keys=True, default=str)
+
+
+def _split_of(one: Found) -> str:
+    split = one.record.provenance.get("split")
+    return json.dumps(split, sort_keys=True, default=str) if split else ""
+
+
+def _holds(options: Any, asked: Any) -> bool:
+    """Whether options are as a row of the file asks for them, sections nested."""
+    if not isinstance(asked, Mapping):
+        return bool(options == asked)
+    return isinstance(options, Mapping) and all(
+        key in options and _holds(options[key], value) for key, value in asked.items()
+    )
+
+
+def _differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
+    """Names of the options that differ, at most three."""
+    first, second = _plain_options(one), _plain_options(two)
+    names = [k for k in dict.fromkeys([*first, *second]) if first.get(k) != second.get(k)]
+    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ BATCH = 256
 """Users of a batch."""
 
 REPEATS, LEAST_REPEATS, SECONDS = 200, 20, 1.0
-"""Repeats of a timing: at most, at least, and after which time no further one begins."""
+"""Requests of a timing: at most, at least, and after which time no further one begins."""
+
+ROUNDS, WARM_UP = 5, 2
+"""In how many turns a model's requests are made, and requests before each that do not count."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one top-10 request.
+    """Milliseconds of one top-10 request, those of all rounds together.
 
     Attributes:
         p50: Their median.
@@ -78,46 +82,55 @@ def measure_all(folder: Path, block: Block, timed: bool) -> dict[str, Measured]:
     Returns:
         What was measured, by row.
     """
-    return {row.name: measure(folder, row, timed) for row in block.of_group(MAIN) if row.runs}
+    found: dict[str, Measured] = {}
+    opened: dict[str, Timed] = {}
+    for row in (row for row in block.of_group(MAIN) if row.runs):
+        found[row.name], loaded = measure(folder, row)
+        if not timed or loaded is None:
+            continue
+        try:
+            opened[row.name] = Timed(loaded)
+        except Exception as error:  # see measure
+            found[row.name] = replace(found[row.name], reason=_reason(error))
+    for name, one in time_all(opened).items():
+        found[name] = replace(found[name], one=one.one, batch=one.batch, reason=one.reason)
+    return found
 
 
-def measure(folder: Path, row: Row, timed: bool) -> Measured:
-    """Measure the model of a row's first seed.
+def measure(folder: Path, row: Row) -> tuple[Measured, Any]:
+    """Open the model of a row's first seed.
 
     Args:
         folder: The benchmark's folder.
         row: A row with runs.
-        timed: Whether to measure latencies too.
+
+    Returns:
+        Its sizes, and the model; ``None`` where it cannot be opened.
     """
     seed, run = next(iter(row.runs.items()))
     file = folder / (run.folder or "") / "best.pt"
     if not run.folder or not file.is_file():
-        return Measured(row.name, parameters=run.parameters, reason="there is no best.pt")
+        return Measured(row.name, parameters=run.parameters, reason="there is no best.pt"), None
     try:
-        return _measure(row.name, seed, file, timed)
+        loaded = deploy.load_model(file)
+        return _sizes(row.name, seed, file, loaded), loaded
     except Exception as error:  # a model's own code can raise anything, and is one row of many
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        reason = reason.replace(f"{folder}/", "")
-        return Measured(row.name, seed, run.parameters, reason=reason)
+        reason = _reason(error).replace(f"{folder}/", "")
+        return Measured(row.name, seed, run.parameters, reason=reason), None
 
 
-def _measure(name: str, seed: int, file: Path, timed: bool) -> Measured:
-    loaded = deploy.load_model(file)
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def _sizes(name: str, seed: int, file: Path, loaded: Any) -> Measured:
     parameters = list(loaded.model.parameters())
-    one = batch = None
-    if timed:
-        users = typical_users(loaded.history.counts)
-        one = latency(loaded.scorer, users[len(users) // 2 :][:1])
-        batch = latency(loaded.scorer, users)
     return Measured(
         row=name,
         seed=seed,
         parameters=sum(p.numel() for p in parameters),
         weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
         file_bytes=file.stat().st_size,
-        one=one,
-        batch=batch,
-        reason="it cannot rank from the user alone" if timed and one is None else "",
         data={
             "users": len(loaded.tokens.users) - 1,
             "items": len(loaded.tokens.items) - 1,
@@ -125,6 +138,93 @@ def _measure(name: str, seed: int, file: Path, timed: bool) -> Measured:
         },
         split=dict(loaded.split),
     )
+
+
+# -- latency -----------------------------------------------------------------------------------
+
+
+class Timed:
+    """A model whose requests are timed, a few at a time.
+
+    Args:
+        loaded: The model, as :func:`recbole_kd.deploy.load_model` gives it.
+
+    Attributes:
+        times: Milliseconds so far, of requests for one user and for :data:`BATCH`.
+        reason: Why it is not timed; empty where it is.
+    """
+
+    def __init__(self, loaded: Any):
+        self.scorer = loaded.scorer
+        self.times: tuple[list[float], list[float]] = ([], [])
+        self.reason = ""
+        users = typical_users(loaded.history.counts).to(self.scorer.device)
+        batches = [users.roll(n) for n in range(ROUNDS)]
+        # Users of few and of many train items take turns, whoever is asked first.
+        single = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(0))]
+        self.requests = (itertools.cycle(single.split(1)), itertools.cycle(batches))
+        if top_k_timer(self.scorer, users[:1], K) is None:
+            self.reason = "it cannot rank from the user alone"
+
+    @torch.no_grad()
+    def turn(self) -> None:
+        """Time the requests of a round, after warm-up."""
+        self.scorer.model.eval()
+        with self.scorer.step():
+            for requests, times in zip(self.requests, self.times, strict=True):
+                for _ in range(WARM_UP):
+                    self._ask(next(requests))
+                ended = time.perf_counter() + SECONDS / ROUNDS
+                for n in range(REPEATS // ROUNDS):
+                    if n >= LEAST_REPEATS // ROUNDS and time.perf_counter() > ended:
+                        break
+                    times.append(self._ask(next(requests)))
+
+    def _ask(self, users: torch.Tensor) -> float:
+        """Milliseconds of the top-10 of all items for some users."""
+        started = _now(users)
+        scores = self.scorer.score_all(self.scorer.encode_now(users))
+        scores.topk(min(K, scores.shape[1]), dim=1)
+        return (_now(users) - started) * 1e3
+
+    @property
+    def one(self) -> Latency | None:
+        """The latency of a request for one user."""
+        return percentiles(self.times[0]) if self.times[0] else None
+
+    @property
+    def batch(self) -> Latency | None:
+        """The latency of a request for :data:`BATCH` users."""
+        return percentiles(self.times[1]) if self.times[1] else None
+
+
+def _now(users: torch.Tensor) -> float:
+    """Seconds of a clock, once the device has done what it was given."""
+    if users.is_cuda:
+        torch.cuda.synchronize(users.device)
+    return time.perf_counter()
+
+
+def time_all(models: Mapping[str, Timed]) -> Mapping[str, Timed]:
+    """Time models in turns, so that what else the machine does meets all of them.
+
+    Args:
+        models: The models by row.
+
+    Returns:
+        The same, timed.
+    """
+    rows = list(models)
+    for number in range(ROUNDS):
+        start = number * len(rows) // ROUNDS
+        for one in (models[name] for name in [*rows[start:], *rows[:start]]):
+            if one.reason:
+                continue
+            try:
+                one.turn()
+            except Exception as error:  # see measure
+                one.times, one.reason = ([], []), _reason(error)
+    return models
 
 
 def typical_users(counts: torch.Tensor, size: int = BATCH) -> torch.Tensor:
@@ -142,29 +242,6 @@ def typical_users(counts: torch.Tensor, size: int = BATCH) -> torch.Tensor:
     active = torch.nonzero(counts).flatten()
     active = active[counts[active].argsort(stable=True)]
     return active[torch.linspace(0, len(active) - 1, size).round().long()]
-
-
-@torch.no_grad()
-def latency(scorer: Any, users: torch.Tensor) -> Latency | None:
-    """Time a top-10 of all items, request by request, after warm-up.
-
-    Args:
-        scorer: The model's scorer.
-        users: User ids of the request, ``[n]``.
-
-    Returns:
-        The percentiles; ``None`` for a model that needs more than the user.
-    """
-    timer = top_k_timer(scorer, users, K)
-    if timer is None:
-        return None
-    with scorer.step():
-        timer.timeit(3)
-        times: list[float] = []
-        ended = time.perf_counter() + SECONDS
-        while len(times) < REPEATS and (len(times) < LEAST_REPEATS or time.perf_counter() < ended):
-            times.append(timer.timeit(1).median * 1e3)
-    return percentiles(times)
 
 
 def percentiles(times: Sequence[float]) -> Latency:

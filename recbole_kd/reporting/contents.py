@@ -9,13 +9,13 @@ import torch
 
 from recbole_kd.benchmark.records import REFERENCE, SCRATCH_STUDENT, TEACHER
 from recbole_kd.reporting import provenance
-from recbole_kd.reporting.collect import MAIN, Benchmark, Block
-from recbole_kd.reporting.compression import BATCH, K, Latency, Measured
+from recbole_kd.reporting.collect import MAIN, RANKING, Benchmark, Block
+from recbole_kd.reporting.compression import BATCH, ROUNDS, K, Latency, Measured
 from recbole_kd.reporting.page import Command, Grid, Notes, Page, Part, Section, Text
 from recbole_kd.reporting.pictures import pictures, title_of
 from recbole_kd.reporting.results import Results
 from recbole_kd.reporting.tables import Cell, Line, Table, shares
-from recbole_kd.statistics import Comparison
+from recbole_kd.statistics import Comparison, summarise
 
 NOTHING = "-"
 
@@ -37,6 +37,7 @@ def make_page(results: Results) -> Page:
     sections = [*_gaps(bench)]
     for block in bench.blocks:
         sections += _block_sections(results, block)
+        results.rankings.clear()
     sections += [Section("How to read the numbers", [Notes(_definitions(results))])]
     sections += _provenance(results)
     return Page(bench.name, lead, sections)
@@ -46,10 +47,10 @@ def _gaps(bench: Benchmark) -> list[Section]:
     lines = [
         f"{block.dataset}, {block.pair}: {line}" for block in bench.blocks for line in block.missing
     ]
-    lines += [f"unreadable record: {line}" for line in bench.damaged]
+    lines += bench.damaged
     if not bench.blocks:
         lines.append("There is no record of a run.")
-    return [Section("What is missing", [Notes(lines)])] if lines else []
+    return [Section("What is missing or left out", [Notes(lines)])] if lines else []
 
 
 def _block_sections(results: Results, block: Block) -> list[Section]:
@@ -57,7 +58,8 @@ def _block_sections(results: Results, block: Block) -> list[Section]:
     models = bench.pairs.get(block.pair)
     title = f"{block.dataset}, {block.pair}"
     if isinstance(models, Mapping):
-        title += f" (teacher {models.get('teacher')}, student {models.get('student')})"
+        names = [provenance.model_name(models.get(key)) for key in ("teacher", "student")]
+        title += f" (teacher {names[0]}, student {names[1]})"
     if not any(row.runs for row in block.rows):
         return [Section(title, [Notes(["No run is done yet."])])]
     sections = [Section(title)]
@@ -99,6 +101,7 @@ def _line(bench: Benchmark, line: Line) -> list[Text]:
     seeds = tuple(line.row.runs)
     differs = seeds and set(seeds) != set(bench.seeds)
     count = str(len(seeds)) + (f": {', '.join(map(str, seeds))}" if differs else "")
+    count += " (does not compete)" if line.lacks else ""
     name = line.row.name + (" (reference)" if line.row.kind == REFERENCE else "")
     return [Text(name), Text(count), *(_cell(cell) for cell in line.cells.values())]
 
@@ -178,15 +181,15 @@ def _compression(results: Results, block: Block, measured: Mapping[str, Measured
     )
     header = ["", metric, "teacher's kept", "gap closed", "parameters", "weights", "best.pt"]
     if results.timed:
-        header += ["one user p50", "p95 (ms)", f"{BATCH} users p50", "p95 (ms)"]
+        whose = ("one user", f"{BATCH} users")
+        header += [f"{who} {part} (ms)" for who in whose for part in ("p50", "p95")]
     rows, reasons = [], {}
     for row in block.of_group(MAIN):
         if row.name not in measured:
             continue
         one, share = measured[row.name], shares(row, teacher, scratch, metric)
-        values = list(row.values(metric).values())
-        texts = [row.name, _number(sum(values) / len(values) if values else None)]
-        texts += [_percent(share.kept), _percent(share.closed)]
+        mean = summarise(list(row.values(metric).values())).mean
+        texts = [row.name, _number(mean), _percent(share.kept), _percent(share.closed)]
         texts += [NOTHING if one.parameters is None else f"{one.parameters:,}"]
         texts += [_size(one.weight_bytes), _size(one.file_bytes)]
         if results.timed:
@@ -208,8 +211,14 @@ def _size(count: int | None) -> str:
     return NOTHING if count is None else f"{count / 2**20:.2f} MiB"
 
 
+def _two_digits(value: float) -> str:
+    """A number with two significant digits, ``0.153`` as ``0.15`` and ``153`` as ``150``."""
+    rounded = float(f"{value:.1e}")
+    return f"{rounded:.0f}" if rounded >= 10 else f"{rounded:#.2g}"
+
+
 def _times(found: Latency | None) -> list[str]:
-    return [NOTHING] * 2 if found is None else [f"{found.p50:.3f}", f"{found.p95:.3f}"]
+    return [NOTHING] * 2 if found is None else [_two_digits(found.p50), _two_digits(found.p95)]
 
 
 # -- words -------------------------------------------------------------------------------------
@@ -222,29 +231,45 @@ def _definitions(results: Results) -> list[str]:
         "epoch or option was selected on test data by these runs.",
         "± is the sample standard deviation over the seeds (divided by their number less one); "
         "a single seed has none. Where a row lacks seeds, the seeds it has are named.",
-        "Bold: the student with the largest mean. The teacher and reference rows do not compete.",
+        f"Bold: the student with the largest mean, of the metrics of accuracy "
+        f"({', '.join(RANKING)}); others are not marked. The teacher and reference rows do not "
+        "compete.",
+        _competing(bench),
         "A row 'published' is the number its authors print, in their setting, not a run of ours.",
     ]
     if bench.ours is not None:
         lines += [
             f"Underlined, and compared in the row 'improvement': the student other than "
             f"{bench.ours} with the largest mean of that test metric, the scratch student "
-            "included. Each mean is over the row's own seeds.",
+            "included.",
             "By seed: the paired t-test over the seeds that both have. By user: the paired t-test "
             "over the users both ranked, each user's metric averaged over those same seeds. Both "
-            "are two-sided; the difference is ours less the other, over the common seeds.",
+            "are two-sided; the difference is ours less the other, over the common seeds. A user "
+            "with several rankings is one pair: the user's mean.",
             "p after Holm's correction over all comparisons of its table, seeds and users apart. "
             "d_z: mean difference over the standard deviation of the differences.",
         ]
     lines += [
         "Teacher's kept: metric over the teacher's. Gap closed: (metric - scratch) / (teacher - "
-        f"scratch); '{NOTHING}' where the teacher is not above the scratch student. Both over the "
-        "seeds that the rows share.",
+        f"scratch); '{NOTHING}' where the teacher is not above the scratch student, or by less "
+        "than the larger of their spreads. Both over the seeds that the rows share.",
         "Every run's folder holds resolved.yaml: all of its options, also those left at default.",
         "Parameters: learned numbers. Weights: their bytes in memory. best.pt: bytes on disk, "
         "with tokens and train history. Of the first seed of each row.",
     ]
     return [*lines, _latency_note(results)] if results.timed else lines
+
+
+def _competing(bench: Benchmark) -> str:
+    """Which rows are marked and improved on, and over which seeds."""
+    if bench.ours is None:
+        whose = "the seeds of the student that has most"
+    else:
+        whose = f"the seeds of {bench.ours}"
+    return (
+        f"Students compete over {whose}: with a seed less a row is shown with those it has, and "
+        "does not compete; a seed more does not count there."
+    )
 
 
 def _latency_note(results: Results) -> str:
@@ -257,28 +282,48 @@ def _latency_note(results: Results) -> str:
     ]
     span = f"{min(counts)} to {max(counts)}" if counts else "no"
     return (
-        f"Latency: scoring all items and taking the top {K}, from user ids to item ids, after "
-        f"warm-up, {span} requests; what does not depend on the request is computed before."
+        f"Latency: scoring all items and taking the top {K}, from user ids to item ids; items the "
+        "user has seen are not removed. Models and users take turns: "
+        f"{ROUNDS} rounds over all rows, each after warm-up, {span} requests a model; what does "
+        "not depend on the request is computed before. Two digits are shown; differences below "
+        "those between identical models, such as students of one size, are noise."
     )
 
 
-def _provenance(results: Results) -> list[Section]:
+def facts_of(results: Results) -> list[tuple[str, str, provenance.Facts]]:
+    """What is known of the runs, the machine and each data set: of what, a caption, and the facts.
+
+    Args:
+        results: The benchmark's results.
+    """
     bench = results.bench
-    sections = [Section("Provenance", [])]
-    if bench.command:
-        sections[0].parts.append(Command(bench.command))
-    sections[0].parts.append(_facts("Runs.", provenance.of_runs(bench)))
-    seen: set[str] = set()
-    for block in bench.blocks:
-        measured = results.measured.get((block.dataset, block.pair), {})
-        facts = provenance.of_data(block, measured, results.rankings)
+    found = [("runs", "Runs.", provenance.of_runs(bench))]
+    if results.timed:
+        found.append(("latency", "Machine of the latencies.", provenance.of_this_machine()))
+    for dataset in dict.fromkeys(block.dataset for block in bench.blocks):
+        blocks = [block for block in bench.blocks if block.dataset == dataset]
+        measured = [
+            one
+            for block in blocks
+            for one in results.measured.get((dataset, block.pair), {}).values()
+        ]
+        facts = provenance.of_dataset(blocks, measured, results.rankings)
+        results.rankings.clear()
         if facts:
-            place = f"{block.dataset}, {block.pair}"
-            caption = f"Data of {place}, as the models of the first seeds hold them."
-            sections[0].parts.append(_facts(caption, facts))
-        sections[0].parts.extend(_effort(block))
-        sections[0].parts.extend(_run_commands(block, seen))
-    return sections
+            found.append((dataset, f"Data and split of {dataset}.", facts))
+    return found
+
+
+def _provenance(results: Results) -> list[Section]:
+    parts: list[Part] = []
+    if results.bench.command:
+        parts.append(Command(provenance.command_text(results.bench.command)))
+    parts += [_facts(caption, facts) for _, caption, facts in facts_of(results)]
+    seen: set[str] = set()
+    for block in results.bench.blocks:
+        parts += _effort(block)
+        parts += _run_commands(block, seen)
+    return [Section("Provenance", parts)]
 
 
 def _facts(caption: str, facts: provenance.Facts) -> Grid:
@@ -295,7 +340,8 @@ def _effort(block: Block) -> list[Part]:
         if any(value is not None for column in columns for value in column):
             cells = [Text(_mean([v for v in column if v is not None])) for column in columns]
             rows.append([Text(row.name), Text(str(len(runs))), *cells])
-    caption = f"Training, {block.dataset}, {block.pair}: means over the runs."
+    caption = f"Training, {block.dataset}, {block.pair}: means over the runs; seconds of all epochs"
+    caption += " from their logs."
     return [Grid(caption, ["", "runs", *EFFORT], rows)] if rows else []
 
 
@@ -306,6 +352,6 @@ def _mean(values: Sequence[float]) -> str:
 def _run_commands(block: Block, seen: set[str]) -> list[Part]:
     runs: list[Any] = [run for run in provenance.commands(block) if run.command not in seen]
     seen.update(run.command for run in runs)
-    rows = [[Text(run.row), Text(run.command)] for run in runs]
+    rows = [[Text(run.row), Text(provenance.command_text(run.command))] for run in runs]
     caption = f"Commands of the first seeds, {block.dataset}, {block.pair}."
     return [Grid(caption, ["", "command"], rows, prose=True)] if rows else []

@@ -7,18 +7,33 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from recbole_kd.reporting.collect import Benchmark
-from recbole_kd.reporting.tables import Table
+import torch
+
+from recbole_kd.benchmark.records import SCRATCH_STUDENT, TEACHER
+from recbole_kd.reporting.collect import Benchmark, Block
+from recbole_kd.reporting.compression import Measured
+from recbole_kd.reporting.contents import facts_of
+from recbole_kd.reporting.provenance import command_text, commands
+from recbole_kd.reporting.results import Results
+from recbole_kd.reporting.tables import Table, shares
+from recbole_kd.statistics import summarise
 
 RUNS = ("dataset", "pair", "group", "row", "kind", "model", "seed", "metric", "value")
 MEANS = (
     *("dataset", "pair", "group", "row", "kind", "metric", "seeds", "mean", "deviation"),
-    *("best", "best_baseline", "published"),
+    *("best", "best_baseline", "competes", "published", "improvement", "improvement_over"),
 )
 TESTS = (
     *("dataset", "pair", "group", "metric", "ours", "against", "by", "pairs", "difference"),
     *("effect_size", "statistic", "p_value", "p_holm", "reason"),
 )
+COMPRESSION = (
+    *("dataset", "pair", "row", "kind", "seed", "metric", "mean", "kept", "gap_closed"),
+    *("parameters", "weight_bytes", "file_bytes", "threads"),
+    *("one_p50_ms", "one_p95_ms", "one_requests", "batch_p50_ms", "batch_p95_ms"),
+    *("batch_requests", "reason"),
+)
+PROVENANCE = ("of", "fact", "value")
 
 
 def runs(bench: Benchmark) -> str:
@@ -35,19 +50,26 @@ def runs(bench: Benchmark) -> str:
     )
 
 
-def means(tables: Iterable[Table]) -> str:
-    """A line for each row and metric of each table, as it is shown there."""
-    return _csv(MEANS, (line for table in tables for line in _means(table)))
+def means(bench: Benchmark, tables: Iterable[Table]) -> str:
+    """A line for each row and metric of each table, as it is shown there.
+
+    What improves on a baseline is the row of ours.
+    """
+    return _csv(MEANS, (line for table in tables for line in _means(bench, table)))
 
 
-def _means(table: Table) -> Iterable[Sequence[Any]]:
+def _means(bench: Benchmark, table: Table) -> Iterable[Sequence[Any]]:
     for line in table.lines:
+        is_ours = line.row.name == bench.ours
         for metric, cell in line.cells.items():
             found = cell.summary
+            better = table.improvements.get(metric) if is_ours else None
             yield (
                 *(table.dataset, table.pair, table.group, line.row.name, line.row.kind, metric),
                 *(found.count, found.mean, found.deviation),
-                *(int(cell.best), int(cell.best_baseline), cell.paper),
+                *(int(cell.best), int(cell.best_baseline)),
+                *(int(line.row.is_student and not line.lacks), cell.paper),
+                *((better.relative, better.baseline) if better else (None, None)),
             )
 
 
@@ -66,9 +88,62 @@ def _tests(bench: Benchmark, table: Table) -> Iterable[Sequence[Any]]:
             )
 
 
+def compression(results: Results) -> str:
+    """A line for each row whose model was measured."""
+    return _csv(
+        COMPRESSION,
+        (
+            line
+            for block in results.bench.blocks
+            for line in _compression(results, block, results.measured[block.dataset, block.pair])
+        ),
+    )
+
+
+def _compression(
+    results: Results, block: Block, measured: dict[str, Measured]
+) -> Iterable[Sequence[Any]]:
+    metric, teacher, scratch = (
+        results.bench.metric,
+        block.of_kind(TEACHER),
+        block.of_kind(SCRATCH_STUDENT),
+    )
+    threads = torch.get_num_threads() if results.timed else None
+    for row in (row for row in block.rows if row.name in measured):
+        one, share = measured[row.name], shares(row, teacher, scratch, metric)
+        times = [(t.p50, t.p95, t.repeats) if t else (None,) * 3 for t in (one.one, one.batch)]
+        yield (
+            *(block.dataset, block.pair, row.name, row.kind, one.seed, metric),
+            *(summarise(list(row.values(metric).values())).mean, share.kept, share.closed),
+            *(one.parameters, one.weight_bytes, one.file_bytes, threads),
+            *(*times[0], *times[1], one.reason),
+        )
+
+
+def origins(results: Results) -> str:
+    """A line for each fact about runs, machine and data sets, and for each command."""
+    bench = results.bench
+    lines: list[Sequence[Any]] = [
+        (of, name, value) for of, _, facts in facts_of(results) for name, value in facts
+    ]
+    lines.append(("benchmark", "command", command_text(bench.command)))
+    lines += [
+        (f"{block.dataset}, {block.pair}", f"command, {run.row}", command_text(run.command))
+        for block in bench.blocks
+        for run in commands(block)
+    ]
+    return _csv(PROVENANCE, lines)
+
+
 def _csv(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(lines)
+    writer.writerows([_cell(value) for value in line] for line in lines)
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A value; a text that a spreadsheet would take for a formula gets an apostrophe."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value

@@ -26,7 +26,7 @@ WIDTH = 7.2
 
 OURS, OTHERS = "#D55E00", ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 BY_KIND = {TEACHER: "#3D3D3D", SCRATCH_STUDENT: "#8C8C8C"}
-MARKERS, DASHES = "osD^vP*X", ("-", "--", ":", "-.")
+OTHER_MARKERS, OTHER_DASHES = "D^vP<*>", ("-.", (0, (6, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 1)))
 
 SETTINGS: dict[str, Any] = {
     "svg.hashsalt": "recbole_kd",
@@ -50,7 +50,7 @@ class Look:
 
     colour: str
     marker: str
-    dashes: str
+    dashes: Any
 
 
 def looks(rows: Sequence[Row], ours: str | None) -> dict[str, Look]:
@@ -65,12 +65,41 @@ def looks(rows: Sequence[Row], ours: str | None) -> dict[str, Look]:
         if row.name == ours:
             result[row.name] = Look(OURS, "o", "-")
         elif row.kind in BY_KIND:
-            result[row.name] = Look(BY_KIND[row.kind], "s", "--")
+            teacher = row.kind == TEACHER
+            shape = ("s", "--") if teacher else ("X", ":")
+            result[row.name] = Look(BY_KIND[row.kind], *shape)
         else:
             n = sum(look.colour in OTHERS for look in result.values())
-            dashes = DASHES[n // len(OTHERS) % len(DASHES)]
-            result[row.name] = Look(OTHERS[n % len(OTHERS)], MARKERS[n % len(MARKERS)], dashes)
+            dashes = OTHER_DASHES[n % len(OTHER_DASHES)]
+            marker = OTHER_MARKERS[n % len(OTHER_MARKERS)]
+            result[row.name] = Look(OTHERS[n % len(OTHERS)], marker, dashes)
     return result
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A marker of a point: its size, and whether it is filled or hollow."""
+
+    size: float
+    filled: bool
+
+    def inside(self, look: Look) -> str:
+        """The colour of its inside."""
+        return look.colour if self.filled else "none"
+
+
+def mark_of(row: Row, ours: str | None) -> Mark:
+    """How a row is marked, so that models at one place are all seen.
+
+    Args:
+        row: The row.
+        ours: Name of the row that stands out, if there is one.
+    """
+    if row.kind == REFERENCE:
+        return Mark(14, False)
+    if row.name == ours:
+        return Mark(5, True)
+    return Mark(8, row.kind == TEACHER)
 
 
 def shown(text: str, longest: int = 32) -> str:
@@ -181,34 +210,50 @@ def _legend(figure: Any, handles: Mapping[str, Any]) -> None:
 def by_group(
     found: Grouped,
     styles: Mapping[str, Look],
+    marks: Mapping[str, Mark],
     axis: tuple[str, str],
     name: str,
     caption: str,
+    zero: str | None = None,
 ) -> Picture:
     """A quantity by groups of users or of items, a line a row.
 
     Args:
-        found: The quantity.
+        found: The quantity, or its difference to that of another row.
         styles: Look of each row.
+        marks: How each row is marked.
         axis: What the groups are of, and what the quantity is.
         name: Name of the file.
         caption: What it shows.
+        zero: Name of that other row, the line at zero; ``None`` where there is none.
     """
     with _figure(3.2) as (figure, (axes,)):
-        handles = {}
+        handles: dict[str, Any] = {}
         places = range(len(found.labels))
-        for row, values in found.values.items():
-            look = styles[row]
+        if zero is not None:
+            look = styles[zero]
+            line = {"color": look.colour, "linestyle": look.dashes, "linewidth": 1.5}
+            handles[zero] = axes.axhline(0, **line)
+        # The larger below: a row of the same values shows inside or around.
+        for row in sorted(found.values, key=lambda row: -marks[row].size):
+            look, mark = styles[row], marks[row]
             line = {"color": look.colour, "linestyle": look.dashes, "marker": look.marker}
-            (handles[row],) = axes.plot(places, values, linewidth=1.5, markersize=5, **line)
-        counted = zip(found.labels, found.sizes, strict=True)
-        axes.set_xticks(places, [f"{label}\n(n = {size:,})" for label, size in counted])
-        axes.set_xlim(-0.3, len(found.labels) - 0.7)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel(axis[0])
-        axes.set_ylabel(axis[1])
-        _legend(figure, handles)
+            line |= {"markersize": 0.7 * mark.size, "markerfacecolor": mark.inside(look)}
+            (handles[row],) = axes.plot(places, found.values[row], linewidth=1.5, **line)
+        _group_axis(axes, found)
+        if zero is None:
+            axes.set_ylim(bottom=0)
+        axes.set(xlabel=axis[0], ylabel=axis[1])
+        first = [] if zero is None else [zero]
+        _legend(figure, {row: handles[row] for row in [*first, *found.values]})
         return _picture(figure, name, caption)
+
+
+def _group_axis(axes: Any, found: Grouped) -> None:
+    counted = zip(found.labels, found.sizes, strict=True)
+    labels = [f"{label}\n(n = {size:,})" for label, size in counted]
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_xlim(-0.3, len(labels) - 0.7)
 
 
 # -- points ------------------------------------------------------------------------------------
@@ -218,6 +263,7 @@ def pareto(
     points: Mapping[str, tuple[int, float]],
     metric: str,
     styles: Mapping[str, Look],
+    marks: Mapping[str, Mark],
     name: str,
     caption: str,
 ) -> Picture:
@@ -227,33 +273,38 @@ def pareto(
         points: Parameters and metric of each row.
         metric: Name of the metric.
         styles: Look of each row.
+        marks: How each row is marked.
         name: Name of the file.
         caption: What it shows.
     """
     with _figure(3.4) as (figure, (axes,)):
-        front = pareto_front(list(points.values()))
-        axes.step(*zip(*front, strict=True), where="post", color="#BDBDBD", zorder=1)
-        handles = {}
-        for row, (size, value) in points.items():
-            look = styles[row]
-            one = {
-                "color": look.colour,
-                "marker": look.marker,
-                "markersize": 9 if look.marker == "*" else 7,
-            }
-            edge = {"markeredgecolor": "white", "markeredgewidth": 0.6, "linestyle": "none"}
-            (handles[row],) = axes.plot([size], [value], **one, **edge)
-        axes.set_xscale("log")
         sizes = [size for size, _ in points.values()]
-        axes.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)
-        steps = (1.0, 2.0, 5.0) if max(sizes) < 100 * min(sizes) else (1.0,)
-        axes.xaxis.get_major_locator().set_params(subs=steps)
-        axes.xaxis.set_major_formatter(_short_number)
-        axes.xaxis.set_minor_formatter("")
-        axes.set_xlabel("parameters")
-        axes.set_ylabel(f"test {metric}")
-        _legend(figure, handles)
+        limits = (min(sizes) / 1.6, max(sizes) * 1.6)
+        front = pareto_front(list(points.values()))
+        steps_to_the_edge = [*front, (limits[1], front[-1][1])]
+        axes.step(*zip(*steps_to_the_edge, strict=True), where="post", color="#BDBDBD", zorder=1)
+        handles = {}
+        # The larger below: a model at the same place shows inside or around.
+        for row in sorted(points, key=lambda row: -marks[row].size):
+            look, mark = styles[row], marks[row]
+            one = {"marker": look.marker, "markersize": mark.size}
+            one |= {"markerfacecolor": mark.inside(look)}
+            edge = {"markeredgecolor": look.colour, "markeredgewidth": 1.4, "linestyle": "none"}
+            (handles[row],) = axes.plot(*([x] for x in points[row]), **one, **edge)
+        _size_axis(axes, limits)
+        axes.margins(y=0.12)
+        axes.set(xlabel="parameters", ylabel=f"test {metric}")
+        _legend(figure, {row: handles[row] for row in points})
         return _picture(figure, name, caption)
+
+
+def _size_axis(axes: Any, limits: tuple[float, float]) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(*limits)
+    steps = (1.0, 2.0, 5.0) if limits[1] < 256 * limits[0] else (1.0,)
+    axes.xaxis.get_major_locator().set_params(subs=steps)
+    axes.xaxis.set_major_formatter(_short_number)
+    axes.xaxis.set_minor_formatter("")
 
 
 def _short_number(value: float, _: Any = None) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from recbole_kd.benchmark.records import SCRATCH_STUDENT, TEACHER
+from recbole_kd.benchmark.records import REFERENCE, SCRATCH_STUDENT, TEACHER
 from recbole_kd.reporting import figures
 from recbole_kd.reporting.collect import MAIN, Block, Row
 from recbole_kd.reporting.curves import curves
-from recbole_kd.reporting.page import Notes, Part, Picture
-from recbole_kd.reporting.rankings import Absent
+from recbole_kd.reporting.page import Grid, Notes, Part, Text
+from recbole_kd.reporting.rankings import Absent, Grouped
 from recbole_kd.reporting.results import Results
 from recbole_kd.reporting.tables import rows_of
 
@@ -19,6 +23,9 @@ LOGGED = {
     "weight_g": "weight g",
 }
 """Numbers of the epochs' log that are drawn, and the titles of their panels."""
+
+WHATS = ("methods", "training", "pareto", "activity", "popularity")
+"""The figures of every data set and pair, as their files are called."""
 
 MOST_LINES = 8
 """Rows in a figure of lines; the best baselines are kept."""
@@ -40,7 +47,7 @@ def pictures(results: Results, block: Block) -> list[Part]:
         results: The benchmark's results.
         block: Those of the data set and pair.
     """
-    makers: list[tuple[str, Callable[[Results, Block], Picture]]] = [
+    makers: list[tuple[str, Callable[[Results, Block], list[Part]]]] = [
         ("Method comparison", _methods),
         *((f"{title_of(g)} bars", _group_bars(g)) for g in block.groups if g != MAIN),
         ("Training curves", _training),
@@ -52,9 +59,13 @@ def pictures(results: Results, block: Block) -> list[Part]:
     left_out: list[str] = []
     for title, make in makers:
         try:
-            parts.append(make(results, block))
+            made = make(results, block)
         except Absent as absent:
             left_out.append(f"{title}: left out, {absent}.")
+            continue
+        parts += [part for part in made if not isinstance(part, Notes)]
+        notes = [line for part in made if isinstance(part, Notes) for line in part.lines]
+        left_out += [f"{title}: {line}." for line in notes]
     return [*parts, Notes(left_out)] if left_out else parts
 
 
@@ -62,9 +73,50 @@ def _looks(results: Results, block: Block) -> dict[str, figures.Look]:
     return figures.looks(block.rows, results.bench.ours)
 
 
-def _name(block: Block, what: str) -> str:
-    text = f"{block.dataset}-{block.pair}-{what}"
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in text)
+# -- names of files ----------------------------------------------------------------------------
+
+
+def figure_name(results: Results, block: Block, what: str) -> str:
+    """The name of a figure's file, without ending, that no other figure of the report has.
+
+    Args:
+        results: The benchmark's results.
+        block: Those of the data set and pair.
+        what: One of :data:`WHATS`, or ``group-`` and the name of a group.
+    """
+    mine = (block.dataset, block.pair, what)
+    others = [
+        (one.dataset, one.pair, name)
+        for one in results.bench.blocks
+        for name in (*WHATS, *(f"group-{group}" for group in one.groups))
+    ]
+    name = _plain(mine)
+    # Some file systems do not tell large letters from small ones.
+    clash = any(_plain(one).lower() == name.lower() for one in others if one != mine)
+    if not clash and name == "-".join(mine):
+        return name
+    digest = hashlib.blake2b(json.dumps(mine).encode(), digest_size=4).hexdigest()
+    return f"{name}-{digest}"
+
+
+def _plain(parts: tuple[str, str, str]) -> str:
+    """Parts of a name, of letters, digits and hyphens, not too long for a file."""
+    text = "-".join(parts)
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in text)[:120]
+
+
+def own_names(results: Results) -> re.Pattern[str]:
+    """What the names of this report's figures look like, those of earlier states included.
+
+    Args:
+        results: The benchmark's results.
+    """
+    places = {_plain((b.dataset, b.pair, ""))[:110] for b in results.bench.blocks}
+    starts = "|".join(map(re.escape, sorted(places)))
+    return re.compile(rf"(?:{starts})(?:{'|'.join(WHATS)}|group-[A-Za-z0-9-]+)(?:-[0-9a-f]{{8}})?")
+
+
+# -- the figures -------------------------------------------------------------------------------
 
 
 def _measured_rows(rows: Sequence[Row], metric: str) -> list[Row]:
@@ -74,20 +126,20 @@ def _measured_rows(rows: Sequence[Row], metric: str) -> list[Row]:
     return found
 
 
-def _bars(results: Results, block: Block, group: str, caption: str) -> Picture:
+def _bars(results: Results, block: Block, group: str, caption: str) -> list[Part]:
     metric = results.bench.metric
     rows = _measured_rows(rows_of(results.bench, block, group), metric)
     caption = f"{block.dataset}, {block.pair}: {caption} Whiskers are the spread, dots the seeds."
-    name = _name(block, "methods" if group == MAIN else group)
-    return figures.bars(rows, metric, _looks(results, block), name, caption)
+    name = figure_name(results, block, "methods" if group == MAIN else f"group-{group}")
+    return [figures.bars(rows, metric, _looks(results, block), name, caption)]
 
 
-def _methods(results: Results, block: Block) -> Picture:
+def _methods(results: Results, block: Block) -> list[Part]:
     return _bars(results, block, MAIN, f"test {results.bench.metric} of every row.")
 
 
-def _group_bars(group: str) -> Callable[[Results, Block], Picture]:
-    def make(results: Results, block: Block) -> Picture:
+def _group_bars(group: str) -> Callable[[Results, Block], list[Part]]:
+    def make(results: Results, block: Block) -> list[Part]:
         if not any(row.values(results.bench.metric) for row in block.of_group(group)):
             raise Absent(f"no run of {group} is done")
         return _bars(results, block, group, f"test {results.bench.metric}, {group}.")
@@ -110,8 +162,11 @@ def _few(results: Results, block: Block, rows: Sequence[Row]) -> tuple[list[Row]
     return [row for row in rows if row in fixed or row in kept], note
 
 
-def _training(results: Results, block: Block) -> Picture:
-    logged = {name: curves(results.bench.folder, block.rows, name) for name in LOGGED}
+def _training(results: Results, block: Block) -> list[Part]:
+    logged, reasons = {}, []
+    for name in LOGGED:
+        logged[name], wrong = curves(results.bench.folder, block.rows, name)
+        reasons += wrong
     names = {row for found in logged.values() for row in found}
     rows, note = _few(results, block, [row for row in block.rows if row.name in names])
     kept = {row.name for row in rows}
@@ -121,48 +176,91 @@ def _training(results: Results, block: Block) -> Picture:
     }
     panels = {title: found for title, found in panels.items() if found}
     if not panels:
-        raise Absent("no run logged a number against its teacher")
+        raise Absent("; ".join(["no run logged a number against its teacher", *reasons]))
     caption = f"{block.dataset}, {block.pair}: what the methods that measure it logged, mean over"
-    caption += f" the seeds.{note}"
-    styles = _looks(results, block)
-    return figures.training(panels, styles, _name(block, "training"), caption)
+    caption += f" the seeds; a curve stops where the row's shortest seed does.{note}"
+    name = figure_name(results, block, "training")
+    return [figures.training(panels, _looks(results, block), name, caption), Notes(reasons)]
 
 
-def _pareto(results: Results, block: Block) -> Picture:
+def _pareto(results: Results, block: Block) -> list[Part]:
     metric, measured = results.bench.metric, results.measured[block.dataset, block.pair]
-    points = {}
+    points, marks = {}, {}
     for row in _measured_rows(block.of_group(MAIN), metric):
         size, values = measured[row.name].parameters, list(row.values(metric).values())
         if size:
             points[row.name] = (size, sum(values) / len(values))
+            marks[row.name] = figures.mark_of(row, results.bench.ours)
     if not points:
         raise Absent("the size of no model is known")
     caption = f"{block.dataset}, {block.pair}: test {metric} against parameters. No model lies"
     caption += " above and left of the grey line."
-    styles = _looks(results, block)
-    return figures.pareto(points, metric, styles, _name(block, "pareto"), caption)
+    if any(row.kind == REFERENCE and row.name in points for row in block.rows):
+        caption += " Large hollow markers are reference rows."
+    styles, name = _looks(results, block), figure_name(results, block, "pareto")
+    return [figures.pareto(points, metric, styles, marks, name, caption)]
 
 
-def _activity(results: Results, block: Block) -> Picture:
+def _activity(results: Results, block: Block) -> list[Part]:
     metric = results.bench.metric
     rows, note = _few(results, block, _measured_rows(block.of_group(MAIN), metric))
     found = results.rankings.by_activity(rows, metric)
-    caption = f"{block.dataset}, {block.pair}: test {metric} by the user's number of train items;"
-    caption += f" n users in each group.{note}"
+    what = f"test {metric} by the user's number of train items; n users in each group"
     axis = ("train items of the user", f"test {metric}")
-    styles = _looks(results, block)
-    return figures.by_group(found, styles, axis, _name(block, "activity"), caption)
+    return _by_group(results, block, found, "activity", what, axis, note)
 
 
-def _popularity(results: Results, block: Block) -> Picture:
+def _popularity(results: Results, block: Block) -> list[Part]:
     metric = results.bench.metric
     cutoff = metric.partition("@")[2]
     if not cutoff.isdigit():
         raise Absent(f"{metric} has no cut-off")
     rows, note = _few(results, block, _measured_rows(block.of_group(MAIN), metric))
     found = results.rankings.by_popularity(rows, int(cutoff))
-    caption = f"{block.dataset}, {block.pair}: share of the held-out targets that are in the user's"
-    caption += f" top {cutoff}, by the item's number of train users; n targets in each group.{note}"
+    what = f"share of the held-out targets that are in the user's top {cutoff}, by the item's"
+    what += " number of train users; n targets in each group"
     axis = ("train users of the item", f"targets in the top {cutoff}")
-    styles = _looks(results, block)
-    return figures.by_group(found, styles, axis, _name(block, "popularity"), caption)
+    return _by_group(results, block, found, "popularity", what, axis, note)
+
+
+def _by_group(
+    results: Results,
+    block: Block,
+    found: Grouped,
+    name: str,
+    what: str,
+    axis: tuple[str, str],
+    note: str,
+) -> list[Part]:
+    """A figure of differences to the scratch student or teacher, and the table of what they are."""
+    kinds = {row.name: row.kind for row in block.rows if row.name in found.values}
+    bases = [n for kind in (SCRATCH_STUDENT, TEACHER) for n, k in kinds.items() if k == kind]
+    base = bases[0] if bases and len(found.values) > 1 else None
+    drawn, said = found, f"{what}."
+    if base is not None:
+        drawn = _less(found, base)
+        axis = (axis[0], f"difference to {figures.shown(base, 20)}")
+        said = f"{what}. Drawn is the difference to {base}, which is the line at zero; the "
+        said += "table below has the numbers themselves."
+    place, styles = f"{block.dataset}, {block.pair}", _looks(results, block)
+    file = figure_name(results, block, name)
+    marks = {row.name: figures.mark_of(row, results.bench.ours) for row in block.rows}
+    caption = f"{place}: {said}{note}"
+    picture = figures.by_group(drawn, styles, marks, axis, file, caption, base)
+    header = ["", *(f"{la} (n = {n:,})" for la, n in zip(found.labels, found.sizes, strict=True))]
+    rows = [
+        [Text(row), *(Text(f"{value:.4f}") for value in values)]
+        for row, values in found.values.items()
+    ]
+    reasons = [f"left out, {line}" for line in found.left_out]
+    return [picture, Grid(f"{place}: {what}.", header, rows), Notes(reasons)]
+
+
+def _less(found: Grouped, base: str) -> Grouped:
+    """Differences to a row, which itself is left out."""
+    values = {
+        row: [mine - its for mine, its in zip(ones, found.values[base], strict=True)]
+        for row, ones in found.values.items()
+        if row != base
+    }
+    return replace(found, values=values)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 
@@ -19,6 +20,11 @@ ITEMS_FILE = "per_item.parquet"
 """A row an item: ``item``, ``train_users``, ``held_out`` and ``hits@K`` for each cut-off."""
 
 ITEM_COLUMNS = ("item", "train_users", "held_out")
+
+TOKENS = ("user", "item")
+TEXT = re.compile(r"(large_)?string|string_view|u?int\d+|dictionary<values=string,.*")
+NUMBER = re.compile(r"u?int\d+|float|double|halffloat")
+"""Columns of tokens, and the types of a column of tokens and of one of numbers."""
 
 TRAIN_ITEMS = "train_items"
 """Column of the file by user: how many train interactions the user has."""
@@ -36,18 +42,20 @@ class Grouped:
     """A quantity by groups of users or of items.
 
     Attributes:
-        labels: What each group is, from low to high,such as ``5-12``.
+        labels: What each group is, from low to high, such as ``5-12``.
         sizes: How many users, or held-out targets, are in each.
         values: The quantity in each group, by row.
+        left_out: One line for each row whose files do not have it.
     """
 
     labels: list[str]
     sizes: list[int]
     values: dict[str, list[float]]
+    left_out: list[str] = field(default_factory=list)
 
 
 class Rankings:
-    """Reads the files of a benchmark's runs, each once.
+    """Reads the files of a benchmark's runs, each once until it is cleared.
 
     Args:
         folder: The benchmark's folder.
@@ -56,6 +64,10 @@ class Rankings:
     def __init__(self, folder: Path):
         self.folder = folder
         self._read: dict[tuple[Path, str], Array] = {}
+
+    def clear(self) -> None:
+        """Forget what was read."""
+        self._read.clear()
 
     def column(self, run: Record, file: str, name: str) -> Array:
         """A column of a file in a run's folder.
@@ -91,12 +103,36 @@ class Rankings:
         Raises:
             Absent: A file or column is missing.
         """
-        users, values = align([self._user_means(row.runs[seed], metric) for seed in seeds])
+        users, values = align([self.of_run(row.runs[seed], metric) for seed in seeds])
         return users, values.mean(axis=0)
 
-    def _user_means(self, run: Record, metric: str) -> tuple[Array, Array]:
+    def of_run(self, run: Record, metric: str) -> tuple[Array, Array]:
+        """A metric of each user in one run, the mean over the user's rankings.
+
+        Args:
+            run: The run.
+            metric: Name of the metric.
+
+        Returns:
+            Tokens, sorted, ``[n_users]``, and the means, ``[n_users]``, float64.
+
+        Raises:
+            Absent: A file or column is missing.
+        """
         users = self.column(run, per_user.FILE, "user")
-        return mean_by_user(users.astype(str), self.column(run, per_user.FILE, metric))
+        return mean_by_user(users, self.column(run, per_user.FILE, metric))
+
+    def several(self, run: Record) -> bool:
+        """Whether a run has several rankings of a user.
+
+        Args:
+            run: The run.
+
+        Raises:
+            Absent: A file or column is missing.
+        """
+        users = self.column(run, per_user.FILE, "user")
+        return len(np.unique(users)) < len(users)
 
     def by_activity(self, rows: Sequence[Row], metric: str) -> Grouped:
         """A metric by groups of users, of few to many train interactions.
@@ -106,19 +142,30 @@ class Rankings:
             metric: Name of the metric.
 
         Raises:
-            Absent: A file or column is missing.
+            Absent: No row has the files and columns.
         """
-        run = _first_run(rows)
-        users = self.column(run, per_user.FILE, "user").astype(str)
-        tokens, counts = mean_by_user(users, self.column(run, per_user.FILE, TRAIN_ITEMS))
+        names = ("user", TRAIN_ITEMS)
+        users, counts = self._first(rows, per_user.FILE, names)
+        tokens, counts = mean_by_user(users, counts)
         groups = Groups(tokens, counts, np.ones(len(tokens)))
-        values = {}
-        for row in rows:
+
+        def of_row(row: Row) -> Array:
             users, metrics = self.by_user(row, row.runs, metric)
-            sums, sizes = groups.sums(users, metrics), groups.sums(users, np.ones(len(users)))
-            values[row.name] = (sums / np.maximum(sizes, 1)).tolist()
+            sizes = groups.sums(users, np.ones(len(users)))
+            return groups.sums(users, metrics) / np.maximum(sizes, 1)
+
         sizes = groups.sums(tokens, np.ones(len(tokens))).astype(int)
-        return Grouped(groups.labels, sizes.tolist(), values)
+        return _grouped(rows, groups, sizes, of_row)
+
+    def _first(self, rows: Sequence[Row], file: str, names: Sequence[str]) -> list[Array]:
+        """Columns of the first run that has them."""
+        reason = Absent("there is no run")
+        for run in (run for row in rows for run in row.runs.values()):
+            try:
+                return [self.column(run, file, name) for name in names]
+            except Absent as absent:
+                reason = absent
+        raise reason
 
     def by_popularity(self, rows: Sequence[Row], cutoff: int) -> Grouped:
         """The share of held-out targets that are in the list, by groups of items.
@@ -128,22 +175,42 @@ class Rankings:
             cutoff: Length of the list.
 
         Raises:
-            Absent: A file or column is missing.
+            Absent: No row has the files and columns.
         """
-        first = (self.column(_first_run(rows), ITEMS_FILE, name) for name in ITEM_COLUMNS)
-        tokens, popularity, targets = first
-        groups = Groups(tokens.astype(str), popularity, targets)
-        values = {}
-        for row in rows:
+        tokens, popularity, targets = self._first(rows, ITEMS_FILE, ITEM_COLUMNS)
+        groups = Groups(tokens, popularity, targets)
+
+        def of_row(row: Row) -> Array:
             shares = []
             for run in row.runs.values():
-                items = self.column(run, ITEMS_FILE, "item").astype(str)
+                items = self.column(run, ITEMS_FILE, "item")
                 hits = self.column(run, ITEMS_FILE, f"hits@{cutoff}")
                 held_out = self.column(run, ITEMS_FILE, "held_out")
                 shares.append(groups.sums(items, hits) / groups.sums(items, held_out).clip(min=1))
-            values[row.name] = np.mean(shares, axis=0).tolist()
-        sizes = groups.sums(tokens.astype(str), targets).astype(int)
-        return Grouped(groups.labels, sizes.tolist(), values)
+            return np.asarray(np.mean(shares, axis=0))
+
+        sizes = groups.sums(tokens, targets).astype(int)
+        return _grouped(rows, groups, sizes, of_row)
+
+
+def _grouped(
+    rows: Sequence[Row], groups: Groups, sizes: Array, of_row: Callable[[Row], Array]
+) -> Grouped:
+    """The groups of each row that has them.
+
+    Raises:
+        Absent: None has.
+    """
+    values: dict[str, list[float]] = {}
+    left_out: list[str] = []
+    for row in rows:
+        try:
+            values[row.name] = of_row(row).tolist()
+        except Absent as absent:
+            left_out.append(str(absent))
+    if not values:
+        raise Absent("; ".join(left_out))
+    return Grouped(groups.labels, sizes.tolist(), values, left_out)
 
 
 class Groups:
@@ -180,10 +247,6 @@ def _range(numbers: Array) -> str:
     return str(low) if low == high else f"{low}-{high}"
 
 
-def _first_run(rows: Sequence[Row]) -> Record:
-    return next(iter(rows[0].runs.values()))
-
-
 def align(found: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
     """Values of the same users in the same order.
 
@@ -197,6 +260,11 @@ def align(found: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
     return common, np.stack([v[np.searchsorted(users, common)] for users, v in found])
 
 
+def all_tokens(found: Sequence[tuple[Array, Array]]) -> Array:
+    """The tokens that any has, sorted, ``[n]``; see :func:`align`."""
+    return reduce(np.union1d, [users for users, _ in found])
+
+
 def _column(path: Path, name: str, what: str) -> Array:
     arrow = parquet("report")
     if not path.is_file():
@@ -204,10 +272,18 @@ def _column(path: Path, name: str, what: str) -> Array:
     try:
         if name not in arrow.parquet.read_schema(path).names:
             raise Absent(f"{what} has no column {name}")
-        found = arrow.parquet.read_table(path, columns=[name])[name].to_numpy()
-    except (arrow.ArrowException, OSError) as error:
+        found = arrow.parquet.read_table(path, columns=[name])[name]
+        kind = str(found.type)
+        if found.null_count or not (TEXT if name in TOKENS else NUMBER).fullmatch(kind):
+            kind = "gaps" if found.null_count else kind
+            needed = "texts" if name in TOKENS else "finite numbers"
+            raise Absent(f"{what} has a {name} of {kind}; needed are {needed}")
+        values = found.to_numpy()
+    except (arrow.ArrowException, OSError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise Absent(f"{what} cannot be read ({reason})") from error
-    if found.dtype.kind == "f" and not np.isfinite(found).all():
+    if name in TOKENS:
+        return values.astype(str)
+    if not np.isfinite(values).all():
         raise Absent(f"{what} has a {name} that is no finite number")
-    return found
+    return values

@@ -19,11 +19,14 @@ LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "\0": "{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "[": "{[}",  # at the beginning of a line it would be an argument of the line before
     "]": "{]}",
+    '"': "{''}",  # a straight one needs another encoding of the font
+    "`": r"{\textasciigrave}",
     "±": r"$\pm$",
     "→": r"$\to$",
 }
@@ -57,7 +60,8 @@ def _md_part(part: Part) -> str:
     if isinstance(part, Notes):
         return "\n".join(f"- {md_escape(line)}" for line in part.lines)
     if isinstance(part, Command):
-        return f"```\n{part.text}\n```"
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", part.text)), default=0))
+        return f"{fence}\n{part.text}\n{fence}"
     return f"![{md_escape(part.caption)}](figures/{part.name}.svg)\n\n{md_escape(part.caption)}"
 
 
@@ -86,7 +90,9 @@ def latex(page: Page) -> str:
 
 def tex_escape(text: str) -> str:
     """A text in which nothing is LaTeX; the minus of a number is one."""
-    escaped = "".join(LATEX.get(c, c) for c in " ".join(text.split()))
+    # Two hyphens or apostrophes would be one longer one.
+    apart = re.sub(r"(?<=([-']))(?=\1)", "\0", " ".join(text.replace("\0", "").split()))
+    escaped = "".join(LATEX.get(c, c) for c in apart)
     return re.sub(r"(?<![\w.)])-(?=\d)", "$-$", escaped)
 
 

@@ -43,4 +43,5 @@ def compute(bench: Benchmark, timed: bool) -> Results:
         tables = [make_table(bench, block, group, rankings) for group in block.groups]
         results.tables[place] = tables
         results.measured[place] = measure_all(bench.folder, block, timed)
+        rankings.clear()
     return results

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from recbole_kd.benchmark.records import SCRATCH_STUDENT, TEACHER
-from recbole_kd.reporting.collect import MAIN, Benchmark, Block, Row
-from recbole_kd.reporting.rankings import Absent, Rankings, align
+from recbole_kd.reporting.collect import MAIN, Benchmark, Block, Row, is_ranking
+from recbole_kd.reporting.rankings import Absent, Rankings, align, all_tokens
 from recbole_kd.statistics import Comparison, Summary, by_seed, by_user, correct, summarise
 
 
@@ -18,8 +18,8 @@ class Cell:
 
     Attributes:
         summary: Its mean and spread over the row's seeds.
-        best: Whether no other student's mean is above it.
-        best_baseline: Whether no other student's mean is, that of ours left out.
+        best: Whether it competes, and no other student's mean is above it.
+        best_baseline: Whether it competes, and no other student's mean is, that of ours left out.
         paper: The published number, if there is one.
     """
 
@@ -31,10 +31,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table: its cells by metric."""
+    """A row of a table.
+
+    Attributes:
+        row: The row.
+        cells: Its cells by metric.
+        lacks: Seeds of the comparison that it has not, for which it does not compete.
+    """
 
     row: Row
     cells: Mapping[str, Cell]
+    lacks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,8 @@ class Improvement:
 
     Attributes:
         baseline: Name of that baseline.
-        relative: Difference of the means over the baseline's; ``None`` where that is zero.
+        relative: Difference of the means over the baseline's, both over the seeds of ours;
+            ``None`` where that is zero.
     """
 
     baseline: str
@@ -76,7 +84,7 @@ class Table:
         pair: Name of the pair.
         group: Name of the group.
         metrics: Names of its columns.
-        lines: Its rows, those without a run included.
+        lines: Its rows.
         improvements: By metric; none without ours or without baseline.
         tests: Ours against each other student with a run, Holm's correction over them.
     """
@@ -102,17 +110,35 @@ def make_table(bench: Benchmark, block: Block, group: str, rankings: Rankings) -
         rankings: Reads the tests by user.
     """
     rows = rows_of(bench, block, group)
-    means = {metric: _means(rows, metric) for metric in block.metrics}
     ours = next((row for row in rows if row.name == bench.ours), None)
+    seeds = {metric: _compared(rows, ours, metric) for metric in block.metrics}
+    means = {metric: _means(rows, metric, seeds[metric]) for metric in filter(is_ranking, seeds)}
     baselines = []
     if ours is not None and group == MAIN:
         baselines = [row for row in rows if row.is_student and row is not ours]
     lines = [_line(bench, block, row, rows, baselines, means) for row in rows]
+    needed = seeds.get(bench.metric, ())
+    lines = [_lacking(line, bench.metric, needed) for line in lines]
     improvements = {} if ours is None else _improvements(ours, baselines, means)
     # Those that stand beside a group are compared with ours in the main table.
     others = [row for row in block.of_group(group) if row.is_student and row is not ours]
     tests = [] if ours is None else _tests(bench.metric, ours, others, rankings)
     return Table(block.dataset, block.pair, group, block.metrics, lines, improvements, tests)
+
+
+def _compared(rows: Sequence[Row], ours: Row | None, metric: str) -> tuple[int, ...]:
+    """The seeds over which rows compete: those of ours, or the most that a student has."""
+    students = [row for row in rows if row.is_student]
+    found = [tuple(row.values(metric)) for row in ([ours] if ours is not None else students)]
+    if not any(found):
+        found = [tuple(row.values(metric)) for row in students]
+    return max(found, key=len, default=())
+
+
+def _lacking(line: Line, metric: str, seeds: Sequence[int]) -> Line:
+    if not line.row.is_student:
+        return line
+    return replace(line, lacks=tuple(s for s in seeds if s not in line.row.values(metric)))
 
 
 def rows_of(bench: Benchmark, block: Block, group: str) -> list[Row]:
@@ -134,10 +160,14 @@ def rows_of(bench: Benchmark, block: Block, group: str) -> list[Row]:
     return [*beside, *rows]
 
 
-def _means(rows: Sequence[Row], metric: str) -> dict[str, float]:
-    """Mean of each row that measured a metric."""
-    found = {row.name: row.values(metric) for row in rows}
-    return {name: math.fsum(v.values()) / len(v) for name, v in found.items() if v}
+def _means(rows: Sequence[Row], metric: str, seeds: Sequence[int]) -> dict[str, float]:
+    """Mean over some seeds of each row that measured a metric with all of them."""
+    found = {row.name: row.values(metric) for row in rows} if seeds else {}
+    return {
+        name: math.fsum(values[s] for s in seeds) / len(seeds)
+        for name, values in found.items()
+        if values.keys() >= set(seeds)
+    }
 
 
 def _best(rows: Sequence[Row], means: Mapping[str, float]) -> set[str]:
@@ -160,11 +190,11 @@ def _line(
     cells = {
         metric: Cell(
             summarise(list(row.values(metric).values())),
-            best=row.name in _best(students, found),
-            best_baseline=row.name in _best(baselines, found),
+            best=row.name in _best(students, means.get(metric, {})),
+            best_baseline=row.name in _best(baselines, means.get(metric, {})),
             paper=paper.get(metric),
         )
-        for metric, found in means.items()
+        for metric in block.metrics
     }
     return Line(row, cells)
 
@@ -211,13 +241,16 @@ def _user_test(
     if not seeds:
         return Comparison(0, None, reason="no common seed")
     try:
-        found = [rankings.by_user(row, seeds, metric) for row in (one, two)]
+        found = [rankings.of_run(row.runs[seed], metric) for row in (one, two) for seed in seeds]
+        several = any(rankings.several(row.runs[seed]) for row in (one, two) for seed in seeds)
     except Absent as absent:
         return Comparison(0, None, reason=str(absent))
-    users, (first, second) = align(found)
-    result = by_user(first, second)
-    left_out = max(len(names) for names, _ in found) - len(users)
-    return replace(result, reason=f"users without a pair: {left_out}") if left_out else result
+    users, values = align(found)
+    result = by_user(values[: len(seeds)], values[len(seeds) :])
+    alone = len(all_tokens(found)) - len(users)
+    notes = [f"users without a pair: {alone}"] if alone else []
+    notes += ["means of each user's rankings are compared"] if several else []
+    return replace(result, reason="; ".join(filter(None, [result.reason, *notes])))
 
 
 # -- the teacher's share -----------------------------------------------------------------------
@@ -230,7 +263,8 @@ class Shares:
     Attributes:
         kept: Its metric over the teacher's; ``None`` where one of them is missing or zero.
         closed: The part of the way from scratch student to teacher that it has gone; ``None``
-            where one is missing or the teacher is not above the scratch student.
+            where one is missing, the teacher is not above the scratch student, or the two are no
+            further apart than the larger of their spreads.
     """
 
     kept: float | None
@@ -247,20 +281,27 @@ def shares(row: Row, teacher: Row | None, scratch: Row | None, metric: str) -> S
         metric: Name of the metric.
     """
     kept = closed = None
-    mine, teachers = _over_common(metric, row, teacher)
+    mine, teachers, _ = _over_common(metric, row, teacher)
     if mine is not None and teachers:
         kept = mine / teachers
-    mine, teachers, scratches = _over_common(metric, row, teacher, scratch)
-    known = mine is not None and teachers is not None and scratches is not None
-    if known and teachers > scratches and row.is_student and row is not scratch:  # type: ignore[operator]
-        closed = (mine - scratches) / (teachers - scratches)  # type: ignore[operator]
+    mine, teachers, scratches, spread = _over_common(metric, row, teacher, scratch)
+    if mine is None or teachers is None or scratches is None:
+        return Shares(kept, None)
+    gap = teachers - scratches
+    if gap > 0 and gap >= (spread or 0.0) and row.is_student and row is not scratch:
+        closed = (mine - scratches) / gap
     return Shares(kept, closed)
 
 
 def _over_common(metric: str, *rows: Row | None) -> list[float | None]:
-    """Mean of each row over the seeds that all have; nothing where there is none."""
+    """Mean of each row over the seeds that all have, and the largest spread but the first row's.
+
+    There is nothing where there is no such seed.
+    """
     found = [{} if row is None else row.values(metric) for row in rows]
     seeds = set.intersection(*(set(values) for values in found))
     if not seeds:
-        return [None] * len(rows)
-    return [math.fsum(values[s] for s in seeds) / len(seeds) for values in found]
+        return [None] * (len(rows) + 1)
+    summaries = [summarise([values[s] for s in sorted(seeds)]) for values in found]
+    spread = max(one.deviation or 0.0 for one in summaries[1:])
+    return [*(one.mean for one in summaries), spread]
