@@ -16,7 +16,7 @@ results-quick: $(READY)
 	$(PYTHON) -m recbole_kd report benchmark_runs/ml-100k --out=results/ml-100k
 
 test: $(READY)
-	$(PYTHON) -m pytest -n 2 --dist=loadfile
+	$(PYTHON) -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .

@@ -47,7 +47,7 @@ setup(
             "rich>=13",
             "statsmodels>=0.14",
             "pytest>=8",
-            "pytest-xdist>=3",
+            "pytest-xdist>=3.8",
             "ruff>=0.6",
             "mypy>=1.11",
             "types-PyYAML",

@@ -84,8 +84,9 @@ PROTOCOLS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options"), PROTOCOLS)
-@pytest.mark.parametrize("batch", [7, 1000])
+@pytest.mark.parametrize(
+    ("name", "options", "batch"), [*((*p, 7) for p in PROTOCOLS), (*PROTOCOLS[0], 1000)]
+)
 def test_means_are_recboles(tmp_path: Path, name: str, options: dict[str, Any], batch: int) -> None:
     given = {"metrics": MEANS, "topk": [3, 10], "metric_decimal_place": 12, **options}
     folder, result = run(name, tmp_path, eval_user_batch_size=batch, **given)
