@@ -91,6 +91,7 @@ def test_rows_know_what_they_are(tmp_path: Path) -> None:
         ({"ours": "Scratch"}, "ours: found Scratch; allowed are RCEKD"),
         ({"published": "nobody"}, "published: found nobody"),
         ({"jobs": 0}, "jobs: found 0"),
+        ({"notes": "one"}, "notes: found 'one'; allowed is a list of texts"),
         ({"overrides": {"student.seed": 7}}, "found student.seed"),
         ({"methods": [{"name": "Teacher", "recbole": "BPR"}]}, "the name Teacher is the teacher's"),
     ],
@@ -295,6 +296,7 @@ def real(root: Path) -> dict[str, Any]:
     return {
         "datasets": ["tiny"],
         "methods": ROWS,
+        "notes": ["one of the rows fails"],
         "seeds": [1],
         "overrides": {**DATA, **more, "student.epochs": LENGTH, "stopping_step": LENGTH},
         "jobs": 2,
@@ -406,6 +408,7 @@ def test_the_report_finds_the_file(ran: Any) -> None:
         *("Teacher", "Scratch", "RCEKD", "diverges", "BPR, RecBole")
     ]
     assert said["pairs"]["MF-MF"]["teacher"] == "BPR"
+    assert said["notes"] == ["one of the rows fails"]
 
 
 def test_what_is_done_is_not_done_again(ran: Any, monkeypatch: pytest.MonkeyPatch) -> None:

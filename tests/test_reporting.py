@@ -1013,3 +1013,9 @@ def test_a_benchmark_knows_its_blocks() -> None:
     assert block.groups == ["main", "late"]
     assert bench.paper(block, "x") == {}
     assert block.of_kind("teacher") is None
+
+
+def test_notes_of_the_file_are_shown(tmp_path: Path) -> None:
+    text = written(make_bench(tmp_path, VALUES, notes=["seed 0 is <b>hard</b>"]))
+    assert "## Notes\n\n- seed 0 is &lt;b&gt;hard&lt;/b&gt;\n" in text
+    assert "## Notes" not in written(make_bench(tmp_path / "none", VALUES))

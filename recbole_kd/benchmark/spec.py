@@ -45,7 +45,7 @@ TEACHER_ROW = "Teacher"
 
 KEYS = (
     *("name", "datasets", "pairs", "methods", "seeds", "protocol", "overrides"),
-    *("ours", "metric", "published", "jobs", "threads"),
+    *("ours", "metric", "published", "notes", "jobs", "threads"),
 )
 PAIR_KEYS = ("teacher", "student", "options")
 ROW_KEYS = ("name", "method", "recbole", "group", "options", "datasets", "pairs", "seeds")
@@ -111,6 +111,7 @@ class Spec:
         ours: Row whose improvement is reported, or ``None``.
         metric: Metric of tests and figures; ``None`` for the one of early stopping.
         published: Published numbers: data set -> pair -> row -> metric -> value.
+        notes: What the report says of the runs, a line each.
         jobs: Processes at a time.
         threads: Threads of each.
     """
@@ -125,6 +126,7 @@ class Spec:
     ours: str | None = None
     metric: str | None = None
     published: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     jobs: int = 1
     threads: int = 1
 
@@ -142,6 +144,7 @@ class Spec:
             "pairs": pairs,
             "rows": rows,
             "seeds": list(self.seeds),
+            "notes": list(self.notes),
         }
 
 
@@ -182,6 +185,7 @@ def read(path: str | Path, **changes: Any) -> Spec:
         ours=_ours(said.get("ours"), rows, where),
         metric=None if said.get("metric") is None else str(said["metric"]).lower(),
         published=_published(said.get("published"), where),
+        notes=_notes(said.get("notes"), where),
         jobs=jobs,
         threads=_whole(said.get("threads", max(1, cores // jobs)), "threads", where, 1),
     )
@@ -285,6 +289,12 @@ def _published(said: Any, where: str) -> dict[str, Any]:
         known = sorted(p.stem for p in (properties_dir() / "published").glob("*.yaml"))
         raise KDError(f"{where}: published: found {said}; allowed are {', '.join(known)}")
     return values
+
+
+def _notes(said: Any, where: str) -> tuple[str, ...]:
+    if not all(isinstance(line, str) for line in said or ()) or isinstance(said, str):
+        raise KDError(f"{where}: notes: found {said!r}; allowed is a list of texts")
+    return tuple(said or ())
 
 
 def _options(said: Any, place: str) -> dict[str, Any]:

@@ -129,6 +129,7 @@ class Benchmark:
         published: Published numbers by data set, pair, row and metric.
         blocks: Its results by data set and pair.
         damaged: One line for each record, field or published number that cannot be used.
+        notes: What the benchmark's file says of the runs, a line each.
     """
 
     folder: Path
@@ -142,6 +143,7 @@ class Benchmark:
     published: Mapping[str, Any]
     blocks: tuple[Block, ...]
     damaged: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def paper(self, block: Block, row: str) -> Mapping[str, float]:
         """The published metrics of a row; none where there are none."""
@@ -191,6 +193,7 @@ def collect(folder: Path, metric: str | None = None) -> Benchmark:
         published=published,
         blocks=tuple(block for block in blocks if block.rows or block.missing),
         damaged=(*damaged, *wrong),
+        notes=tuple(str(note) for note in _list(spec, "notes")),
     )
 
 

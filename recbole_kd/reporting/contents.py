@@ -38,6 +38,8 @@ def make_page(results: Results) -> Page:
     for block in bench.blocks:
         sections += _block_sections(results, block)
         results.rankings.clear()
+    if bench.notes:
+        sections += [Section("Notes", [Notes(list(bench.notes))])]
     sections += [Section("How to read the numbers", [Notes(_definitions(results))])]
     sections += _provenance(results)
     return Page(bench.name, lead, sections)
