@@ -781,6 +781,7 @@ def test_every_shipped_key_is_read(
     sizes = small_options(cls)
     options = {**SMALL, **sizes, "data_path": str(root)}
     options.update({"checkpoint_dir": str(tmp_path), "teacher.checkpoint": str(teacher)})
+    options["scratch"] = False
     del options["teacher.embedding_size"]
     result = run_recbole_kd(method, "tiny", config_dict=options, student="BPR")
     shipped = set(read_yaml(properties_dir() / "overall.yaml"))
