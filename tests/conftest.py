@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import ML100K, config_for, ml100k_rows, write_dataset
 
+from recbole_kd import training
 from recbole_kd.data import Split, load_split
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,6 +35,20 @@ def _quiet_logging():
     handlers, level = list(root.handlers), root.level
     yield
     root.handlers[:], root.level = handlers, level
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every epoch that is trained from here on."""
+    epochs: list[int] = []
+    original = training.RunTrainer._train_epoch
+
+    def counted(self: Any, data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        epochs.append(epoch)
+        return original(self, data, epoch, *args, **kwargs)
+
+    monkeypatch.setattr(training.RunTrainer, "_train_epoch", counted)
+    return epochs
 
 
 @pytest.fixture(scope="module")

@@ -54,20 +54,6 @@ def held_out(split: Split) -> dict[str, int]:
     return counts
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every epoch that is trained from here on."""
-    epochs: list[int] = []
-    original = training.RunTrainer._train_epoch
-
-    def counted(self: Any, data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
-        epochs.append(epoch)
-        return original(self, data, epoch, *args, **kwargs)
-
-    monkeypatch.setattr(training.RunTrainer, "_train_epoch", counted)
-    return epochs
-
-
 # -- the numbers -------------------------------------------------------------------------------
 
 IN_TIME = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": "user"}

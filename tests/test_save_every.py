@@ -65,20 +65,6 @@ def assert_same(first: Path, second: Path) -> None:
         assert all(torch.equal(value, theirs[name][key]) for key, value in weights.items()), name
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every epoch that is trained from here on."""
-    epochs: list[int] = []
-    original = training.RunTrainer._train_epoch
-
-    def counted(self: Any, data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
-        epochs.append(epoch)
-        return original(self, data, epoch, *args, **kwargs)
-
-    monkeypatch.setattr(training.RunTrainer, "_train_epoch", counted)
-    return epochs
-
-
 def killed(folder: Path, before: int, last: int, **more: Any) -> Path:
     """A run that is killed before an epoch, its ``last.pt`` of an earlier one; its folder."""
     trains, validated = training.RunTrainer._train_epoch, training.RunTrainer._after_validation
