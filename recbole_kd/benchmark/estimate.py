@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,18 +81,13 @@ def _key(run: Job | Record) -> Key:
 
 def _by_row(jobs: Sequence[Job], out: Path) -> dict[Key, float]:
     """Mean seconds of the runs that ended well, of each row as it is asked for now."""
-    asked = {_key(job): _but_seed(job.options) for job in jobs}
+    asked = {_key(job): records.told(job.options, "seed") for job in jobs}
     seconds: dict[Key, list[float]] = {}
     for record in records.read_all(out):
-        same = _but_seed(record.options) == asked.get(_key(record))
+        same = records.told(record.options, "seed") == asked.get(_key(record))
         if same and record.status == DONE and record.seconds is not None:
             seconds.setdefault(_key(record), []).append(record.seconds)
     return {key: statistics.mean(values) for key, values in seconds.items()}
-
-
-def _but_seed(options: Mapping[str, Any]) -> dict[str, Any]:
-    plain = json.loads(json.dumps(options, default=str))
-    return {key: value for key, value in plain.items() if key not in ("seed", "checkpoint_dir")}
 
 
 def _expected_epochs(out: Path) -> int:

@@ -19,7 +19,7 @@ from recbole_kd.benchmark.spec import TEACHER_ROW, Pair, Row, Spec
 from recbole_kd.config import KDConfig, plain
 from recbole_kd.errors import KDError
 from recbole_kd.keys import known_keys
-from recbole_kd.options import SECTIONS, Sources, merge
+from recbole_kd.options import SECTIONS, Sources, merge, nest
 from recbole_kd.registry import SCRATCH, backbone_class
 
 CARRIER = "RCEKD"
@@ -181,14 +181,12 @@ def _options(
     method = row if row.kind == DISTILLED else carrier
     names: dict[str, Any] = {"model": method.model, "dataset": dataset}
     if row.kind == REFERENCE:
-        said = _of_reference(row, merge(said, pair.options), merge(said, {}))
+        said = _of_reference(row, merge(said, pair.options), said)
         names |= {"model": SCRATCH, "student": {"model": row.model}}
     else:
         said = merge(merge(said, pair.options), method.options)
         said = merge(said, row.options)
-        key = "checkpoint" if isinstance(pair.teacher, list) else "model"
-        section = "checkpoint" if _is_file(pair.teacher) else key
-        names |= {"student": {"model": pair.student}, "teacher": {section: pair.teacher}}
+        names |= nest({"student": pair.student, "teacher": pair.teacher})
     fixed = {
         "seed": seed,
         "checkpoint_dir": str(out / records.RUNS),
@@ -203,11 +201,6 @@ def _options(
     if row.kind == REFERENCE:
         del fixed["resume"]
     return merge(merge(names, said), fixed)
-
-
-def _is_file(teacher: str | list[str]) -> bool:
-    nested = Sources.collect(CARRIER, "none", student="none", teacher=teacher)
-    return bool(nested.teacher_files)
 
 
 def _of_reference(

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,18 @@ def _file_name(text: str) -> str:
     return "".join(
         c if c.lower() in plain else "".join(f"%{b:02X}" for b in code) for c, code in bytes_of
     )
+
+
+def told(options: Mapping[str, Any], *ignored: str) -> dict[str, Any]:
+    """Options as a record tells them, to compare with one.
+
+    Args:
+        options: Options of a run or of a record.
+        *ignored: Keys that do not count; the place of the runs, which may be called in other
+            ways, never does.
+    """
+    plain = json.loads(json.dumps(options, default=str))
+    return {k: v for k, v in plain.items() if k not in ("checkpoint_dir", *ignored)}
 
 
 def write(file: Path, record: Record) -> None:

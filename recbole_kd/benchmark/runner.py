@@ -11,10 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -92,15 +91,9 @@ def finished(job: Job, out: Path) -> bool:
         record = records.read(file)
     except KDError:
         return False  # cut short by a full disk: it is made again
-    asked = json.loads(json.dumps(job.options, default=str))
     there = record.folder is None or (out / record.folder / per_user.FILE).is_file()
-    same = record.training == job.training and _wanted(record.options) == _wanted(asked)
-    return record.status == records.DONE and there and same
-
-
-def _wanted(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without the place of the runs, which may be called in other ways."""
-    return {key: value for key, value in options.items() if key != "checkpoint_dir"}
+    same = records.told(record.options) == records.told(job.options)
+    return record.status == records.DONE and there and same and record.training == job.training
 
 
 class Runner:
