@@ -88,12 +88,11 @@ def distil(
     teacher: str,
     seed: int,
     options: Any,
-    method: str = "RCEKD",
     **more: Any,
 ) -> Any:
-    """One distillation run, which goes on if it was stopped, and the seconds of its epochs."""
+    """One run of RCE-KD, which goes on if it was stopped, and the seconds of its epochs."""
     result = run_recbole_kd(
-        method,
+        "RCEKD",
         dataset,
         student=student,
         teacher=teacher,
@@ -141,11 +140,6 @@ def commit() -> str:
     """The commit that is checked out."""
     asked = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-
-def whole_numbers(text: str) -> list[int]:
-    """``0,1,2`` as a list."""
-    return [int(word) for word in text.split(",")]
 
 
 def mean_spread(values: list[float]) -> str:

@@ -28,6 +28,8 @@ recbole-kd: knowledge distillation for RecBole models
   recbole-kd benchmark <bench.yaml>
       every method, seed, pair and data set of a file; a benchmark that was stopped goes on
       --out=FOLDER --jobs=2 --threads=1; --dry_run lists the runs, --dry_run=measure also times them
+      --pairs=MF-MF --methods=RCEKD,CD --seeds=0,1
+                          only these of the file's runs, and the teachers they need
   recbole-kd tune --model=RRD --student=BPR --teacher=BPR --dataset=ml-100k [--key=value ...]
       search the method's options by the validation metric; options as for train, and
       --trials=30         trials in all, those of earlier calls included
@@ -44,11 +46,16 @@ recbole-kd: knowledge distillation for RecBole models
   recbole-kd report <folder of a benchmark>
       tables, tests, sizes, latencies and figures, in <folder>/report
       --out=FOLDER --metric=ndcg@20 --latency=False --formats=md,tex,csv,html
+      --pair=MF-MF        of one pair, in files of its name
   recbole-kd pairs
       which method works with which teacher and student
   recbole-kd doctor
       versions, what was adapted, and the command for anything missing
 """
+
+
+PARTS = {"pairs": "pairs", "rows": "methods", "seeds": "seeds"}
+"""Which runs of a benchmark are chosen: argument of its ``select`` -> option."""
 
 
 def _say(text: str) -> None:
@@ -95,10 +102,13 @@ def benchmark(arguments: Sequence[str]) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     (file,), options = _split(
-        arguments, "benchmark", ("bench.yaml",), ("out", "jobs", "threads", "dry_run")
+        arguments,
+        "benchmark",
+        ("bench.yaml",),
+        ("out", "jobs", "threads", "dry_run", "pairs", "methods", "seeds"),
     )
-    chosen = {key: options.get(key) for key in ("jobs", "threads")}
-    asked = spec.read(file, **chosen)
+    asked = spec.read(file, **{key: options.get(key) for key in ("jobs", "threads")})
+    part = {key: _listed(options.get(name)) for key, name in PARTS.items()}
     said = options.get("out") or Path("benchmark_runs", Path(file).stem)
     if said is True:
         raise KDError("--out=True: needs the name of a folder")
@@ -107,13 +117,24 @@ def benchmark(arguments: Sequence[str]) -> int:
         raise KDError(f"--dry_run={dry}: allowed are True, False and measure")
     try:
         if dry:
-            jobs = plan.jobs_of(asked, out)
+            jobs = plan.select(plan.jobs_of(asked, out), **part)
             _say(estimate.dry_run(jobs, asked, out, measure=dry == "measure"))
             return 0
-        return runner.run_benchmark(asked, out, "recbole-kd benchmark " + shlex.join(arguments))
+        # The report's command makes the whole of what it shows.
+        whole = [a for a in arguments if a.partition("=")[0].lstrip("-") not in PARTS.values()]
+        command = "recbole-kd benchmark " + shlex.join(whole)
+        return runner.run_benchmark(asked, out, command, part=part)
     except KeyboardInterrupt:
         sys.stderr.write(f"recbole-kd: stopped; the same command goes on in {out}\n")
         return 130
+
+
+def _listed(said: Any) -> list[str]:
+    """The words of ``a,b``, ``[a, b]`` or a single one."""
+    if said is None:
+        return []
+    words = said if isinstance(said, list) else str(said).split(",")
+    return [str(word).strip() for word in words]
 
 
 def _split(
@@ -207,15 +228,15 @@ def report(arguments: Sequence[str]) -> int:
     from recbole_kd.reporting import FORMATS, write_report
 
     (folder,), options = _split(
-        arguments, "report", ("folder",), ("out", "metric", "latency", "formats")
+        arguments, "report", ("folder",), ("out", "metric", "latency", "formats", "pair")
     )
     latency, formats = options.get("latency", True), options.get("formats") or FORMATS
     if not isinstance(latency, bool):
         raise KDError(f"--latency={latency}: allowed are True and False")
     if not isinstance(formats, list | tuple):
         formats = [word.strip() for word in str(formats).split(",")]
-    out, metric = (None if options.get(k) is None else str(options[k]) for k in ("out", "metric"))
-    for file in write_report(folder, out, metric, latency, formats):
+    texts = {key: str(options[key]) for key in ("out", "metric", "pair") if key in options}
+    for file in write_report(folder, latency=latency, formats=formats, **texts):
         _say(f"written {file}")
     return 0
 

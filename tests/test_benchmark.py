@@ -135,6 +135,22 @@ def test_one_teacher_serves_those_who_read_its_way_and_those_who_do_not(tmp_path
     assert jobs[1].after == jobs[2].after == (jobs[0].training,)
 
 
+def test_a_part_of_the_runs_comes_with_the_teachers_it_needs(tmp_path: Path) -> None:
+    pairs = {name: {"teacher": "BPR", "student": "BPR"} for name in ("one", "two")}
+    jobs = jobs_of(tmp_path, pairs=pairs, methods=["Teacher", "Scratch", "CE"])
+
+    def names(*part: list[str]) -> list[tuple[str, str, int]]:
+        return [(job.pair, job.row, job.seed) for job in plan.select(jobs, *part)]
+
+    assert names(["two"], ["CE"], ["1"]) == [("two", "Teacher", 1), ("two", "CE", 1)]
+    assert names([], ["Scratch"], ["0"]) == [("one", "Scratch", 0), ("two", "Scratch", 0)]
+    assert plan.select(jobs) == jobs
+    with pytest.raises(KDError, match=r"--methods: found RRD; allowed are Teacher, Scratch, CE"):
+        names([], ["RRD"])
+    with pytest.raises(KDError, match=r"--seeds: found 7; allowed are 0, 1"):
+        names([], [], ["7"])
+
+
 def test_a_row_with_a_teacher_of_its_own_does_not_wait(tmp_path: Path) -> None:
     own = {"method": "CE", "options": {"teacher.embedding_size": 9}}
     teacher, ours, other = jobs_of(tmp_path, methods=["RCEKD", own], seeds=[0])
@@ -418,6 +434,26 @@ def test_what_is_done_is_not_done_again(ran: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(runner.Runner, "_run", lambda self, job: started.append(job) or "")
     assert runner.run_benchmark(asked, out) == 0
     assert not started
+
+
+def test_the_command_makes_a_part_of_the_runs(
+    ran: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, root, _ = ran
+    file = write(tmp_path, **{**real(root), "seeds": [1, 2]})
+    started: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        runner.Runner, "_run", lambda self, job: started.append((job.row, job.seed)) or ""
+    )
+    words = ["benchmark", str(file), f"--out={tmp_path / 'out'}"]
+    assert main([*words, "--methods=Scratch,RCEKD", "--seeds=2"]) == 0
+    assert sorted(started) == [("RCEKD", 2), ("Scratch", 2), ("Teacher", 2)]
+    started.clear()
+    assert main([*words, "--methods=['BPR, RecBole']", "--seeds=[1]"]) == 0
+    assert started == [("BPR, RecBole", 1)]
+    said = yaml.safe_load((tmp_path / "out" / records.SPEC_FILE).read_text(encoding="utf-8"))
+    assert "--methods" not in said["command"]
+    assert said["seeds"] == [1, 2]
 
 
 def test_a_dry_run_knows_what_is_left_and_how_long_it_takes(ran: Any) -> None:

@@ -518,8 +518,28 @@ def test_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
     records.file_of(folder, "d", "MF-MF", "w/o S", 0).unlink()
     write_report(folder, formats=["md"], latency=False)
     assert {file.name for file in figures.iterdir()} == {
-        *("mine.svg", "d-MF-MF-methods.svg", "d-MF-MF-group-old.pdf", "figures.txt")
+        *("mine.svg", "d-MF-MF-methods.svg", "d-MF-MF-group-old.pdf", "report.txt")
     }
+
+
+def test_a_pair_has_a_report_of_its_own(tmp_path: Path) -> None:
+    models = {"teacher": "BPR", "student": "BPR", "notes": ["a large teacher"]}
+    pairs = {"MF-MF": models, "a/b": {**models, "notes": []}}
+    folder = make_bench(tmp_path, VALUES, pairs=pairs, published=None)
+    whole = write_report(folder, formats=["md", "csv"], latency=False)
+    files = write_report(folder, formats=["md", "csv"], latency=False, pair="MF-MF")
+    names = {"MF-MF.md", "MF-MF.csv", *(name.replace("report", "MF-MF") for name in CSV)}
+    assert {file.name for file in files} == names
+    text = files[-1].read_text(encoding="utf-8")
+    assert "a look: MF-MF" in text
+    assert "### Notes on MF-MF\n\n- a large teacher" in text
+    assert "a/b" not in text
+    assert all(file.is_file() for file in whole)
+    (other,) = write_report(folder, formats=["md"], latency=False, pair="a/b")
+    assert other.name == "a%2Fb.md"
+    assert (other.parent / "figures" / "d-MF-MF-methods.svg").is_file()
+    with pytest.raises(KDError, match="--pair=MF: found no such pair; allowed are MF-MF, a/b"):
+        write_report(folder, pair="MF")
 
 
 # -- partial and damaged folders ---------------------------------------------------------------
@@ -926,7 +946,7 @@ def test_a_report_of_real_runs(real: Path, reported: Path) -> None:
     assert "What is missing or left out" not in text
     assert "| users tested" in text
     assert "make all" in text
-    figures = {file.name for file in (real / "report" / "figures").iterdir()} - {"figures.txt"}
+    figures = {file.name for file in (real / "report" / "figures").iterdir()} - {"report.txt"}
     names = {f"tiny-MF-MF-{n}" for n in FIGURES}
     assert figures == {f"{n}.{e}" for n in names for e in ("svg", "pdf")}
     assert "left out" not in text

@@ -104,6 +104,38 @@ def jobs_of(spec: Spec, out: Path) -> list[Job]:
     return sorted(jobs, key=lambda job: (seeds.index(job.seed), order[job.kind]))
 
 
+def select(
+    jobs: Sequence[Job],
+    pairs: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    seeds: Sequence[str] = (),
+) -> list[Job]:
+    """The jobs of some pairs, rows and seeds, and the teachers these wait for.
+
+    Args:
+        jobs: All jobs of a benchmark.
+        pairs: Names of pairs; all where empty.
+        rows: Names of rows; all where empty.
+        seeds: Seeds, as text; all where empty.
+
+    Raises:
+        KDError: There is none of a name, or no job is all that was asked for.
+    """
+    chosen = list(jobs)
+    asked = {"pairs": (pairs, "pair"), "methods": (rows, "row"), "seeds": (seeds, "seed")}
+    for option, (names, attribute) in asked.items():
+        named = {job: str(getattr(job, attribute)) for job in jobs}
+        known = list(dict.fromkeys(named.values()))
+        if unknown := [name for name in names if name not in known]:
+            raise KDError(f"--{option}: found {', '.join(unknown)}; allowed are {', '.join(known)}")
+        chosen = [job for job in chosen if not names or named[job] in names]
+    if not chosen:
+        raise KDError("--pairs, --methods, --seeds: found no run that is all of these")
+    needed = {(job.dataset, job.pair, before) for job in chosen for before in job.after}
+    kept = set(chosen)
+    return [job for job in jobs if job in kept or (job.dataset, job.pair, job.training) in needed]
+
+
 def metric_of(job: Job) -> str:
     """The metric by which a job's epochs are chosen.
 

@@ -89,12 +89,16 @@ def file_of(out: Path, dataset: str, pair: str, row: str, seed: int) -> Path:
         row: Name of the row.
         seed: Seed of the run.
     """
-    parts = (_file_name(part) for part in (dataset, pair, row))
+    parts = (file_name(part) for part in (dataset, pair, row))
     return out.joinpath(RECORDS, *parts, f"seed-{seed}.json")
 
 
-def _file_name(text: str) -> str:
-    """A name as the name of a folder: ``w/o S`` -> ``w%2Fo S``."""
+def file_name(text: str) -> str:
+    """A name as the name of a file: ``w/o S`` -> ``w%2Fo S``.
+
+    Args:
+        text: The name.
+    """
     kept = " +-_=" if not text.strip(".") else " .+-_="
     plain = "abcdefghijklmnopqrstuvwxyz0123456789" + kept
     bytes_of = ((c, c.encode()) for c in text)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -34,7 +34,13 @@ KEPT_LINES = 20
 """Lines of a run's log that may say why it died."""
 
 
-def run_benchmark(spec: Spec, out: Path, command: str = "", live: bool | None = None) -> int:
+def run_benchmark(
+    spec: Spec,
+    out: Path,
+    command: str = "",
+    live: bool | None = None,
+    part: Mapping[str, Sequence[str]] | None = None,
+) -> int:
     """Run what is missing of a benchmark.
 
     Args:
@@ -42,6 +48,7 @@ def run_benchmark(spec: Spec, out: Path, command: str = "", live: bool | None = 
         out: Its folder.
         command: How it was called, for the report.
         live: Whether a table is redrawn; by default where a terminal shows it.
+        part: Which runs alone are made, as :func:`recbole_kd.benchmark.plan.select` takes it.
 
     Returns:
         0, or 1 where a run failed; the others have been run all the same.
@@ -50,7 +57,8 @@ def run_benchmark(spec: Spec, out: Path, command: str = "", live: bool | None = 
         KDError: Some run would be refused, before any is started; or another process runs this.
     """
     jobs = plan.jobs_of(spec, out)
-    check_jobs(jobs, spec.metric)
+    chosen = plan.select(jobs, **(part or {}))
+    check_jobs(chosen, spec.metric)
     checkpoint.need_space(out, 0)
     lock = FileLock(out / ".lock", timeout=0)
     try:
@@ -63,9 +71,10 @@ def run_benchmark(spec: Spec, out: Path, command: str = "", live: bool | None = 
             # A report must not take what was made with other options for this.
             job.file(out).unlink(missing_ok=True)
         _write_spec(spec, jobs, out, command)
-        progress = Progress(jobs, done, live)
+        done = [job for job in done if job in chosen]
+        progress = Progress(chosen, done, live)
         with progress:
-            Runner(jobs, done, out, progress).run(spec.jobs)
+            Runner(chosen, done, out, progress).run(spec.jobs)
         progress.conclude()
     return 0 if progress.ended_well else 1
 

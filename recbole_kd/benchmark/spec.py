@@ -47,7 +47,7 @@ KEYS = (
     *("name", "datasets", "pairs", "methods", "seeds", "protocol", "overrides"),
     *("ours", "metric", "published", "notes", "jobs", "threads"),
 )
-PAIR_KEYS = ("teacher", "student", "options")
+PAIR_KEYS = ("teacher", "student", "options", "notes")
 ROW_KEYS = ("name", "method", "recbole", "group", "options", "datasets", "pairs", "seeds")
 
 RESERVED = ("model", "dataset", "seed", "protocol", "checkpoint_dir", "resume", "per_user")
@@ -63,12 +63,14 @@ class Pair:
         teacher: What ``--teacher`` takes: a model, a file, or several files.
         student: Model of the student.
         options: Options of its runs, sections nested.
+        notes: What the report says of its runs, a line each.
     """
 
     name: str
     teacher: str | list[str]
     student: str
     options: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,9 @@ class Spec:
     def plain(self) -> dict[str, Any]:
         """What the report reads, as plain data."""
         values = asdict(self)
-        pairs = {pair.pop("name"): pair for pair in values.pop("pairs")}
+        pairs = {
+            pair.pop("name"): {**pair, "notes": list(pair["notes"])} for pair in values.pop("pairs")
+        }
         rows = [
             {key: list(value) if isinstance(value, tuple) else value for key, value in row.items()}
             for row in values.pop("rows")
@@ -224,7 +228,7 @@ def _pair(name: Any, said: Any, where: str) -> Pair:
     teacher = said["teacher"]
     files = [str(one) for one in teacher] if isinstance(teacher, list) else str(teacher)
     options = _options(said.get("options"), f"{place}.options")
-    return Pair(str(name), files, str(said["student"]), options)
+    return Pair(str(name), files, str(said["student"]), options, _notes(said.get("notes"), place))
 
 
 def _row(entry: Any, where: str, datasets: Iterable[str], pairs: Sequence[str]) -> Row:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recbole_kd import checkpoint
+from recbole_kd.benchmark import records
 from recbole_kd.errors import KDError
 from recbole_kd.optional import library, parquet
 from recbole_kd.reporting import data_files, render
@@ -17,8 +18,8 @@ from recbole_kd.reporting.page import Page, Picture
 from recbole_kd.reporting.pictures import own_names
 from recbole_kd.reporting.results import Results, compute
 
-LIST = "figures.txt"
-"""The file beside the figures that names them, so that the next report can remove them."""
+WHOLE = "report"
+"""Name of the files of a report that is not of one pair."""
 
 FORMATS = ("md", "tex", "csv", "html")
 
@@ -29,6 +30,7 @@ def write_report(
     metric: str | None = None,
     latency: bool = True,
     formats: Sequence[str] = FORMATS,
+    pair: str | None = None,
 ) -> list[Path]:
     """Write the report of a benchmark, finished or not.
 
@@ -38,27 +40,29 @@ def write_report(
         metric: The metric of tests and figures; by default the benchmark's own.
         latency: Whether to measure how fast the models answer, on this machine.
         formats: Which of :data:`FORMATS` to write.
+        pair: The pair it is about, whose name its files get; by default all, in ``report.*``.
 
     Returns:
         The files written, figures not counted.
 
     Raises:
-        KDError: The folder is no benchmark's, a format or metric is unknown, a library is missing,
-            or a file cannot be written.
+        KDError: The folder is no benchmark's, a format, metric or pair is unknown, a library is
+            missing, or a file cannot be written.
     """
     folder = Path(folder)
     _check(formats)
-    results = compute(collect(folder, metric), latency)
+    results = compute(collect(folder, metric, pair), latency)
     target = folder / "report" if out is None else Path(out)
-    texts = _csv(results) if "csv" in formats else {}
+    name = WHOLE if pair is None else records.file_name(pair)
+    texts = _csv(results, name) if "csv" in formats else {}
     if set(formats) - {"csv"}:
         page = make_page(results)
-        _write_figures(page, target / "figures", formats, own_names(results))
+        _write_figures(page, target / "figures", formats, own_names(results), f"{name}.txt")
         makers = {"md": render.markdown, "tex": render.latex, "html": render.html}
-        texts |= {f"report.{f}": makers[f](page) for f in formats if f != "csv"}
-    for name, text in texts.items():
-        checkpoint.write_text(target / name, text)
-    return [target / name for name in texts]
+        texts |= {f"{name}.{f}": makers[f](page) for f in formats if f != "csv"}
+    for file, text in texts.items():
+        checkpoint.write_text(target / file, text)
+    return [target / file for file in texts]
 
 
 def _check(formats: Sequence[str]) -> None:
@@ -75,27 +79,30 @@ def _check(formats: Sequence[str]) -> None:
         library("jinja2", "report: the HTML page")
 
 
-def _csv(results: Results) -> dict[str, str]:
+def _csv(results: Results, name: str) -> dict[str, str]:
     tables = [table for found in results.tables.values() for table in found]
     return {
-        "report.csv": data_files.runs(results.bench),
-        "report_means.csv": data_files.means(results.bench, tables),
-        "report_tests.csv": data_files.tests(results.bench, tables),
-        "report_compression.csv": data_files.compression(results),
-        "report_provenance.csv": data_files.origins(results),
+        f"{name}.csv": data_files.runs(results.bench),
+        f"{name}_means.csv": data_files.means(results.bench, tables),
+        f"{name}_tests.csv": data_files.tests(results.bench, tables),
+        f"{name}_compression.csv": data_files.compression(results),
+        f"{name}_provenance.csv": data_files.origins(results),
     }
 
 
-def _write_figures(page: Page, folder: Path, formats: Sequence[str], own: re.Pattern[str]) -> None:
+def _write_figures(
+    page: Page, folder: Path, formats: Sequence[str], own: re.Pattern[str], index: str
+) -> None:
     """Write the figures that Markdown and LaTeX name; the HTML page has them inside.
 
-    Figures of an earlier report are removed, as its list or their names tell.
+    Figures of an earlier report are removed, as its list, the file ``index`` beside them, or their
+    names tell.
     """
     endings = ["svg"] if set(formats) & {"md", "html"} else []
     endings += ["pdf"] if "tex" in formats else []
     parts = (part for section in page.sections for part in section.parts)
     made = {f"{p.name}.{e}": p.drawn(e) for p in parts if isinstance(p, Picture) for e in endings}
-    earlier = _listed(folder)
+    earlier = _listed(folder / index)
     if not made and not folder.is_dir():
         return
     kept = {name for name in earlier if Path(name).suffix[1:] not in endings}
@@ -106,12 +113,12 @@ def _write_figures(page: Page, folder: Path, formats: Sequence[str], own: re.Pat
                 file.unlink()
     for name, content in made.items():
         checkpoint.write_bytes_atomically(folder / name, lambda f, c=content: f.write(c))
-    checkpoint.write_text(folder / LIST, "".join(f"{name}\n" for name in sorted({*made, *kept})))
+    checkpoint.write_text(folder / index, "".join(f"{name}\n" for name in sorted({*made, *kept})))
 
 
-def _listed(folder: Path) -> set[str]:
+def _listed(index: Path) -> set[str]:
     """Names of the figures that an earlier report wrote."""
     try:
-        return set((folder / LIST).read_text(encoding="utf-8").splitlines())
+        return set(index.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError):
         return set()

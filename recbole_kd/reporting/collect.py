@@ -162,15 +162,17 @@ def is_ranking(metric: str) -> bool:
     return metric.partition("@")[0] in RANKING
 
 
-def collect(folder: Path, metric: str | None = None) -> Benchmark:
+def collect(folder: Path, metric: str | None = None, pair: str | None = None) -> Benchmark:
     """Read a benchmark's folder, finished or not.
 
     Args:
         folder: The folder.
         metric: The metric of tests and figures; by default the benchmark's own.
+        pair: The one pair that is read; all by default.
 
     Raises:
-        KDError: It is no benchmark's folder, its file is damaged, or no run measured the metric.
+        KDError: It is no benchmark's folder, its file is damaged, there is no such pair, or no run
+            measured the metric.
     """
     if not (folder / SPEC_FILE).is_file():
         raise KDError(f"report: found no {SPEC_FILE} in {folder}; allowed is a benchmark's folder")
@@ -179,17 +181,22 @@ def collect(folder: Path, metric: str | None = None) -> Benchmark:
     seeds = _seeds(spec) or tuple(sorted({one.record.seed for one in found}))
     rows = _rows(spec)
     places = _places(spec, found)
+    if pair is not None:
+        known = dict.fromkeys(name for _, name in places)
+        if pair not in known:
+            raise KDError(f"--pair={pair}: found no such pair; allowed are {', '.join(known)}")
+        places = {place: asked for place, asked in places.items() if place[1] == pair}
     blocks = [_block(place, rows, found, seeds, asked) for place, asked in places.items()]
     published, wrong = _published(_mapping(spec, "published"))
     return Benchmark(
         folder=folder,
-        name=str(spec.get("name") or folder.name),
+        name=str(spec.get("name") or folder.name) + (f": {pair}" if pair else ""),
         command=str(spec.get("command") or ""),
         protocol=str(spec.get("protocol") or ""),
         seeds=seeds,
         metric=_metric(folder, metric, spec, blocks),
         ours=None if spec.get("ours") is None else str(spec["ours"]),
-        pairs=_mapping(spec, "pairs"),
+        pairs={k: v for k, v in _mapping(spec, "pairs").items() if pair in (None, k)},
         published=published,
         blocks=tuple(block for block in blocks if block.rows or block.missing),
         damaged=(*damaged, *wrong),

@@ -72,6 +72,9 @@ def _block_sections(results: Results, block: Block) -> list[Section]:
     compression = _compression(results, block, results.measured[place])
     sections.append(Section("Compression", compression, level=3))
     sections.append(Section("Figures", pictures(results, block), level=3))
+    notes = models.get("notes") if isinstance(models, Mapping) else None
+    if isinstance(notes, list) and notes:
+        sections.append(Section(f"Notes on {block.pair}", [Notes(list(map(str, notes)))], level=3))
     return sections
 
 
