@@ -24,14 +24,11 @@ from golden import (
 from torch import Tensor
 
 from recbole_kd.candidates import rank_log_weights, ranks_in
+from recbole_kd.closure import closure_log_weights
 from recbole_kd.losses import soft_cross_entropy, soft_targets
 from recbole_kd.methods import rcekd
 from recbole_kd.methods.ce import CE, ce_loss
-from recbole_kd.methods.rcekd import (
-    RCEKD,
-    closure_log_weights,
-    rcekd_loss,
-)
+from recbole_kd.methods.rcekd import RCEKD, rcekd_loss
 
 # -- RCE-KD -----------------------------------------------------------------------------------
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from recbole_kd.candidates import (
-    gumbel_top_k,
-    hits_at_or_below,
-    list_ndcg,
-    rank_log_weights,
-    ranks_in,
-)
+from recbole_kd.candidates import gumbel_top_k, list_ndcg, rank_log_weights, ranks_in
+from recbole_kd.closure import ClosureSets, closure_log_weights, of_closure
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import soft_cross_entropy, soft_targets
@@ -31,10 +25,9 @@ def rcekd_loss(
     g: Tensor,
     tau: float,
 ) -> Tensor:
-    """``(1 - g) * L_S + g * L_T`` of each row.
+    """``(1 - g) * L_S + g * L_T`` of each row: cross-entropies over two sets of items.
 
-    ``L_S`` is the cross-entropy over the student's top-K; ``L_T`` the one over the closure set,
-    which is the sampled items and those of the teacher's top-K in neither other set.
+    Those are the student's top-K, and the sample with what of the teacher's top-K is in neither.
 
     Args:
         student_items: Student scores of its top-K ``Q_S``, ``[B, K]``, with gradient.
@@ -54,78 +47,18 @@ def rcekd_loss(
     return (1 - g) * loss_s + g * loss_t
 
 
-def closure_log_weights(
-    ranks: Tensor, length: int, k: int, temperature: float, cap: int | None, target: str
-) -> Tensor:
-    """Log-weights with which positions of the student's list are sampled.
-
-    A position counts how many of the teacher's items the student places there or lower: sampling
-    such "blockers" makes the closure set approximately closed.
-
-    Args:
-        ranks: Ranks of the teacher's items in the student's list, ``[C, K]``; ``length`` outside.
-        length: Length ``M`` of the list.
-        k: Length ``K`` of the student's top list.
-        temperature: Sampling temperature ``T``.
-        cap: Upper limit of the counts (50 in the released code), or ``None``.
-        target: ``topk``: all teacher items count (released code); ``difference``: those outside
-            the student's top-K only, strictly below a position (paper).
-
-    Returns:
-        Log-weights, ``[C, length]``, float32.
-    """
-    if target == "difference":
-        ranks = torch.where(ranks < k, length, ranks)
-        counts = hits_at_or_below(ranks, length, None)
-        counts = torch.cat([counts[:, 1:], torch.zeros_like(counts[:, :1])], dim=1)
-        counts = counts if cap is None else counts.clamp_max(cap)
-    else:
-        counts = hits_at_or_below(ranks, length, cap)
-    return (counts + 1).float() / temperature
-
-
-@dataclass
-class Tables:
-    """What is constant between two refreshes; row ``u`` is user ``u``.
-
-    Attributes:
-        items: ``Q_S``, ``A`` and ``Q_T`` side by side, ``[U, 2K + L]``, int32.
-        p: Teacher probabilities on ``Q_S``, ``[U, K]``.
-        q: Teacher probabilities on the closure set, ``[U, L + K]``.
-        drop: Entries of ``Q_T`` that are in ``Q_S`` or ``A``, ``[U, K]``, bool.
-        g: Weight of ``L_T``, ``[U]``.
-    """
-
-    items: Tensor
-    p: Tensor
-    q: Tensor
-    drop: Tensor
-    g: Tensor
-
-    @classmethod
-    def empty(cls, users: int, k: int, sample: int, device: Any) -> Tables:
-        """Tables of the right shapes, to be filled by user."""
-        return cls(
-            torch.zeros(users, 2 * k + sample, dtype=torch.int32, device=device),
-            torch.zeros(users, k, device=device),
-            torch.zeros(users, sample + k, device=device),
-            torch.zeros(users, k, dtype=torch.bool, device=device),
-            torch.zeros(users, device=device),
-        )
-
-
 class RCEKD(Distiller):
     """RCE-KD (Zhu and Zhang 2025, arXiv 2509.20989): ``L_1``, ``L_2`` and the adaptive weight.
 
-    "Rejuvenating Cross-Entropy Loss in Knowledge Distillation for Recommender Systems".
     The defaults of ``rcekd_overlap``, ``rcekd_target`` and ``rcekd_cap`` are those of the released
     code, which gives the published numbers. It deviates from the paper in that the overlap is
     measured against the sample ``A`` instead of ``Q_S``, that all teacher items count for the
     sampling weights, at their own position too, and that counts are capped at 50;
     ``student_topk``, ``difference`` and a null cap are the paper's. Train items stay in all lists
-    (both), unless ``rcekd_mask_train``. Unlike the released code, softmaxes stay in log space, and
-    loss and weight are means over rows (see ``docs/rcekd.md`` for the conversion).
+    (both), unless ``rcekd_mask_train``. Losses and weight are means over rows (docs/rcekd.md).
     """
+
+    kept = ("items", "p", "q", "drop", "g")
 
     @classmethod
     def check(cls, config: Any, history: UserHistory) -> None:
@@ -135,8 +68,8 @@ class RCEKD(Distiller):
         for key in ("rcekd_K", "rcekd_L"):
             config.positive_int(key)
             config.at_most(key, "rcekd_M")
-        config.number("rcekd_tau", low=0, above=True)
-        config.number("rcekd_T", low=0, above=True)
+        for key in ("rcekd_tau", "rcekd_T"):
+            config.number(key, low=0, above=True)
         config.number("rcekd_beta", low=0)
         config.choice("rcekd_sampling", ("closure", "rank"))
         config.choice("rcekd_overlap", ("sample", "student_topk"))
@@ -161,12 +94,12 @@ class RCEKD(Distiller):
         self.sampling, self.overlap = config["rcekd_sampling"], config["rcekd_overlap"]
         self.target, self.cap = config["rcekd_target"], config["rcekd_cap"]
         self.mask_train = config["rcekd_mask_train"]
-        self._tables: Tables | None = None
+        self.items = self.table(2 * self.k + self.sample, torch.int32)
+        self.p, self.q = self.table(self.k), self.table(self.sample + self.k)
+        self.drop, self.g = self.table(self.k, torch.bool), self.table(1).squeeze(1)
 
     def refresh(self, epoch: int) -> dict[str, float]:
         """One chunked pass over the users: lists, sample, targets and weights."""
-        if self._tables is None:
-            self._tables = Tables.empty(self.n_users, self.k, self.sample, self.device)
         top_items, top_scores = self.teacher.top_k(self.k, self.mask_train)
         sums = torch.zeros(4, dtype=torch.float64)
         buffer = None
@@ -174,93 +107,43 @@ class RCEKD(Distiller):
             if buffer is None:
                 shape = (len(users), self.n_items)
                 buffer = torch.full(shape, self.length, dtype=torch.int32, device=self.device)
-            teacher_items = top_items[users].long()
-            ranks = ranks_in(lists, teacher_items, self.n_items, buffer)
+            wanted = top_items[users].long()
+            ranks = ranks_in(lists, wanted, self.n_items, buffer)
             noise = self.noise(users, self.length, epoch)
-            sums += self._fill(users, lists, teacher_items, top_scores[users], ranks, noise)
-        overlap, weight, beyond, ndcg = (sums / max(1, len(self.users))).tolist()
-        return {
-            "overlap_topk": overlap,
-            "weight_g": weight,
-            "teacher_items_beyond_M": beyond,
-            "ndcg@10_vs_teacher": ndcg,
-        }
+            drawn = gumbel_top_k(self._log_weights(ranks), self.sample, noise)
+            sets = ClosureSets.of(lists, wanted, ranks, drawn, self.k)
+            self._fill(users, sets, top_scores[users])
+            inside, beyond = sets.in_student.float(), (ranks == self.length).float()
+            ndcg = list_ndcg(lists, wanted, 10)
+            found = (inside.mean(1), self.g[users], beyond.mean(1), ndcg)
+            sums += torch.stack([value.double().sum().cpu() for value in found])
+        names = ("overlap_topk", "weight_g", "teacher_items_beyond_M", "ndcg@10_vs_teacher")
+        return dict(zip(names, (sums / max(1, len(self.users))).tolist(), strict=True))
 
-    def _fill(
-        self,
-        users: Tensor,
-        lists: Tensor,
-        teacher_items: Tensor,
-        teacher_scores: Tensor,
-        ranks: Tensor,
-        noise: Tensor,
-    ) -> Tensor:
-        """Fill the tables of one chunk; returns the sums of its four diagnostics."""
-        tables = self._tables
-        assert tables is not None
+    def _log_weights(self, ranks: Tensor) -> Tensor:
         if self.sampling == "closure":
-            log_weights = closure_log_weights(
+            return closure_log_weights(
                 ranks, self.length, self.k, self.temperature, self.cap, self.target
             )
-        else:
-            log_weights = rank_log_weights(self.length, self.temperature).expand(len(users), -1)
-        drawn = gumbel_top_k(log_weights.to(lists.device), self.sample, noise)
-        sample, student_items = lists.gather(1, drawn), lists[:, : self.k]
-        in_sample = torch.zeros(len(users), self.length + 1, dtype=torch.bool, device=lists.device)
-        in_sample = in_sample.scatter_(1, drawn, True).gather(1, ranks)
-        in_student = ranks < self.k
-        drop = in_sample | in_student
-        hit = in_sample if self.overlap == "sample" else in_student
-        g = torch.exp(-self.beta * hit.float().mean(1))
-        if self.const is not None:
-            g = torch.full_like(g, self.const)
-        picked = self.teacher.score(users, torch.cat([student_items, sample], dim=1))
-        closure = torch.cat([picked[:, self.k :], teacher_scores], dim=1)
-        tables.items[users] = torch.cat([student_items, sample, teacher_items], 1).int()
-        tables.p[users] = soft_targets(picked[:, : self.k], self.tau)
-        tables.q[users] = soft_targets(closure, self.tau, self._closure_drop(drop))
-        tables.drop[users], tables.g[users] = drop, g
-        diagnostics = (
-            in_student.float().mean(1),
-            g,
-            (ranks == self.length).float().mean(1),
-            list_ndcg(lists, teacher_items, 10),
-        )
-        return torch.stack([d.double().sum().cpu() for d in diagnostics])
+        weights = rank_log_weights(self.length, self.temperature)
+        return weights.to(ranks.device).expand(len(ranks), -1)
 
-    def _closure_drop(self, drop: Tensor) -> Tensor:
-        return torch.cat([drop.new_zeros(len(drop), self.sample), drop], dim=1)
+    def _fill(self, users: Tensor, sets: ClosureSets, teacher_scores: Tensor) -> None:
+        """Fill the tables of a chunk of users."""
+        picked = self.teacher.score(users, torch.cat([sets.student, sets.sample], dim=1))
+        closure = torch.cat([picked[:, self.k :], teacher_scores], dim=1)
+        self.items[users], self.drop[users] = sets.items.int(), sets.drop
+        self.p[users] = soft_targets(picked[:, : self.k], self.tau)
+        self.q[users] = soft_targets(closure, self.tau, of_closure(sets.drop, self.sample))
+        hit = sets.in_sample if self.overlap == "sample" else sets.in_student
+        g = torch.exp(-self.beta * hit.float().mean(1))
+        self.g[users] = g if self.const is None else torch.full_like(g, self.const)
 
     def kd_loss(self, rows: Rows) -> Tensor:
         """Mean of :func:`rcekd_loss` over the rows; one student scoring call."""
-        tables, users = self._tables, rows.users
-        assert tables is not None
-        state = self.scorer.encode(users)
-        scores = self.scorer.score(state, tables.items[users].long())
-        losses = rcekd_loss(
-            scores[:, : self.k],
-            scores[:, self.k :],
-            tables.p[users],
-            tables.q[users],
-            self._closure_drop(tables.drop[users]),
-            tables.g[users],
-            self.tau,
-        )
+        users = rows.users
+        scores = self.scorer.score(self.scorer.encode(users), self.items[users].long())
+        p, q, g = self.p[users], self.q[users], self.g[users]
+        drop = of_closure(self.drop[users], self.sample)
+        losses = rcekd_loss(scores[:, : self.k], scores[:, self.k :], p, q, drop, g, self.tau)
         return rows.mean(losses)
-
-    def tables(self) -> dict[str, Tensor]:
-        """The tables of the last refresh."""
-        if self._tables is None:
-            return {}
-        return {f.name: getattr(self._tables, f.name) for f in fields(Tables)}
-
-    def load_tables(self, tables: dict[str, Tensor]) -> None:
-        """Take back the tables of a refresh."""
-        if tables:
-            width = 2 * self.k + self.sample
-            if tables["items"].shape != (self.n_users, width):
-                raise KDError(
-                    f"--resume: found lists of {tables['items'].shape[1]} items a user, "
-                    f"allowed is 2 * rcekd_K + rcekd_L = {width}"
-                )
-            self._tables = Tables(**{k: v.to(self.device) for k, v in tables.items()})
