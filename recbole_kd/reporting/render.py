@@ -32,6 +32,10 @@ LATEX = {
 }
 
 
+NARROWED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
+"""What makes a table that is too wide for the page as wide as the page."""
+
+
 # -- Markdown ----------------------------------------------------------------------------------
 
 
@@ -76,10 +80,10 @@ def _md_cell(cell: Text) -> str:
 
 
 def latex(page: Page) -> str:
-    r"""A page's tables and figures as floats, to be read with ``\input``; notes are comments."""
+    r"""A page's tables and figures as floats, to be read with ``\input``; all text is comments."""
     lines = [
         f"% {_comment(page.title)}",
-        r"% \usepackage{booktabs} for the tables, \usepackage{graphicx} for the figures",
+        r"% \usepackage{booktabs} for the tables, \usepackage{graphicx} for tables and figures",
     ]
     for section in page.sections:
         lines += ["", f"% {'=' * section.level} {_comment(section.title)}"]
@@ -113,19 +117,20 @@ def _tex_part(part: Part) -> list[str]:
             rf"  \caption{{{tex_escape(part.caption)}}}",
             r"\end{figure}",
         ]
-    width = r"p{0.7\linewidth}" if part.prose else "r"
-    columns = "l" + width * (len(part.header) - 1)
+    if part.prose:
+        rows = [" ".join(cell.text for cell in row) for row in part.rows]
+        return [f"% {_comment(line)}" for line in [part.caption, *rows]]
     return [
         r"\begin{table*}",
         r"  \centering",
         rf"  \caption{{{tex_escape(part.caption)}}}",
-        rf"  \begin{{tabular}}{{{columns}}}",
+        rf"  {NARROWED}{{\begin{{tabular}}{{l{'r' * (len(part.header) - 1)}}}",
         r"    \toprule",
         f"    {' & '.join(tex_escape(name) for name in part.header)} \\\\",
         r"    \midrule",
         *(f"    {' & '.join(map(_tex_cell, row))} \\\\" for row in part.rows),
         r"    \bottomrule",
-        r"  \end{tabular}",
+        r"  \end{tabular}}",
         r"\end{table*}",
     ]
 
