@@ -25,9 +25,16 @@ FILES = {
 }
 """Pair -> the benchmark it is part of."""
 
+FAILED = 1
+"""Exit code of a benchmark that ran to its end with a run that failed; larger ones stopped it."""
+
 
 def main() -> int:
-    """Run what is missing of the chosen pairs, and write their reports; 1 if a run failed."""
+    """Run what is missing of the chosen pairs, and write their reports.
+
+    Returns:
+        0; 1 if a run failed; else what ended it.
+    """
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,15 +47,20 @@ def main() -> int:
     chosen = options.parse_args()
     need_data("citeulike", "dataset", chosen.raw, "citeulike")
     part = {"methods": chosen.methods, "seeds": chosen.seeds}
+    out = [f"--out={chosen.out}"]
     words = [f"--{key}={value}" for key, value in part.items() if value != "all"]
-    words += [f"--jobs={chosen.jobs}"] if chosen.jobs else []
-    failed = 0
+    words += [] if chosen.jobs is None else [f"--jobs={chosen.jobs}"]
+    worst = 0
     for pair in FILES if chosen.pair == "all" else [chosen.pair]:
         file = BENCH / FILES[pair]
         folder = Path("benchmark_runs", file.stem)
-        failed |= recbole_kd(["benchmark", str(file), f"--pairs={pair}", *words])
-        failed |= recbole_kd(["report", str(folder), f"--pair={pair}", f"--out={chosen.out}"])
-    return failed
+        code = recbole_kd(["benchmark", str(file), f"--pairs={pair}", *words])
+        if code <= FAILED:
+            code = max(code, recbole_kd(["report", str(folder), f"--pair={pair}", *out]))
+        if code > FAILED:
+            return code
+        worst = max(worst, code)
+    return worst
 
 
 if __name__ == "__main__":

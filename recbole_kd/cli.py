@@ -108,7 +108,12 @@ def benchmark(arguments: Sequence[str]) -> int:
         ("out", "jobs", "threads", "dry_run", "pairs", "methods", "seeds"),
     )
     asked = spec.read(file, **{key: options.get(key) for key in ("jobs", "threads")})
-    part = {key: _listed(options.get(name)) for key, name in PARTS.items()}
+    known = {"pairs": [p.name for p in asked.pairs], "methods": [r.name for r in asked.rows]}
+    part = {
+        key: _listed(name, options[name], known.get(name, []))
+        for key, name in PARTS.items()
+        if name in options
+    }
     said = options.get("out") or Path("benchmark_runs", Path(file).stem)
     if said is True:
         raise KDError("--out=True: needs the name of a folder")
@@ -121,7 +126,8 @@ def benchmark(arguments: Sequence[str]) -> int:
             _say(estimate.dry_run(jobs, asked, out, measure=dry == "measure"))
             return 0
         # The report's command makes the whole of what it shows.
-        whole = [a for a in arguments if a.partition("=")[0].lstrip("-") not in PARTS.values()]
+        flags = tuple(f"--{name}=" for name in PARTS.values())
+        whole = [a for a in arguments if not a.startswith(flags)]
         command = "recbole-kd benchmark " + shlex.join(whole)
         return runner.run_benchmark(asked, out, command, part=part)
     except KeyboardInterrupt:
@@ -129,12 +135,13 @@ def benchmark(arguments: Sequence[str]) -> int:
         return 130
 
 
-def _listed(said: Any) -> list[str]:
-    """The words of ``a,b``, ``[a, b]`` or a single one."""
-    if said is None:
-        return []
-    words = said if isinstance(said, list) else str(said).split(",")
-    return [str(word).strip() for word in words]
+def _listed(option: str, said: Any, known: Sequence[str]) -> list[str]:
+    """The words of ``a,b``, ``[a, b]``, or a single one, which may have commas if it is known."""
+    words = said if isinstance(said, list) else [said] if said in known else str(said).split(",")
+    found = [str(word).strip() for word in words]
+    if said is None or not all(found) or not found:
+        raise KDError(f"--{option}={said}: needed is a name, or several with commas between")
+    return found
 
 
 def _split(
@@ -235,7 +242,8 @@ def report(arguments: Sequence[str]) -> int:
         raise KDError(f"--latency={latency}: allowed are True and False")
     if not isinstance(formats, list | tuple):
         formats = [word.strip() for word in str(formats).split(",")]
-    texts = {key: str(options[key]) for key in ("out", "metric", "pair") if key in options}
+    said = {key: options.get(key) for key in ("out", "metric", "pair")}
+    texts = {key: str(value) for key, value in said.items() if value is not None}
     for file in write_report(folder, latency=latency, formats=formats, **texts):
         _say(f"written {file}")
     return 0

@@ -145,9 +145,9 @@ def test_a_part_of_the_runs_comes_with_the_teachers_it_needs(tmp_path: Path) -> 
     assert names(["two"], ["CE"], ["1"]) == [("two", "Teacher", 1), ("two", "CE", 1)]
     assert names([], ["Scratch"], ["0"]) == [("one", "Scratch", 0), ("two", "Scratch", 0)]
     assert plan.select(jobs) == jobs
-    with pytest.raises(KDError, match=r"--methods: found RRD; allowed are Teacher, Scratch, CE"):
+    with pytest.raises(KDError, match=r"--methods: found 'RRD'; allowed are 'Teacher', 'Sc"):
         names([], ["RRD"])
-    with pytest.raises(KDError, match=r"--seeds: found 7; allowed are 0, 1"):
+    with pytest.raises(KDError, match=r"--seeds: found '7'; allowed are '0', '1'"):
         names([], [], ["7"])
 
 
@@ -445,13 +445,20 @@ def test_the_command_makes_a_part_of_the_runs(
     monkeypatch.setattr(
         runner.Runner, "_run", lambda self, job: started.append((job.row, job.seed)) or ""
     )
-    words = ["benchmark", str(file), f"--out={tmp_path / 'out'}"]
+    out = tmp_path / "out"
+    words = ["benchmark", str(file), f"--out={out}"]
+    others = records.file_of(out, "tiny", "MF-MF", "diverges", 1)
+    records.write(others, Record("tiny", "MF-MF", "diverges", 1, "distilled", status="failed"))
     assert main([*words, "--methods=Scratch,RCEKD", "--seeds=2"]) == 0
     assert sorted(started) == [("RCEKD", 2), ("Scratch", 2), ("Teacher", 2)]
     started.clear()
-    assert main([*words, "--methods=['BPR, RecBole']", "--seeds=[1]"]) == 0
-    assert started == [("BPR, RecBole", 1)]
-    said = yaml.safe_load((tmp_path / "out" / records.SPEC_FILE).read_text(encoding="utf-8"))
+    for name in ("BPR, RecBole", "['BPR, RecBole']"):
+        assert main([*words, f"--methods={name}", "--seeds=[1]"]) == 0
+    assert started == [("BPR, RecBole", 1)] * 2
+    assert others.is_file()
+    for empty in ("--seeds=", "--methods=[]", "--pairs=None", "--methods=CE,"):
+        assert main([*words, empty]) == 2
+    said = yaml.safe_load((out / records.SPEC_FILE).read_text(encoding="utf-8"))
     assert "--methods" not in said["command"]
     assert said["seeds"] == [1, 2]
 

@@ -366,6 +366,13 @@ def test_tables_round_trip_through_another_distiller() -> None:
     assert same(second.tables(), stored)
 
 
+def test_tables_of_other_sizes_are_refused() -> None:
+    world = make_world()
+    state = refreshed(world).resume_state()
+    with pytest.raises(KDError, match=r"--resume: found the table items of shape \[\d+, 22\]"):
+        make(world, rcekd_L=L + 1).load_resume_state(state)
+
+
 def test_user_rows_visit_everybody_once_an_epoch() -> None:
     world = make_world(n_users=24)
     distiller = make(world, kd_rows="user")

@@ -518,7 +518,7 @@ def test_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
     records.file_of(folder, "d", "MF-MF", "w/o S", 0).unlink()
     write_report(folder, formats=["md"], latency=False)
     assert {file.name for file in figures.iterdir()} == {
-        *("mine.svg", "d-MF-MF-methods.svg", "d-MF-MF-group-old.pdf", "report.txt")
+        *("mine.svg", "d-MF-MF-methods.svg", "d-MF-MF-group-old.pdf", "figures.txt")
     }
 
 
@@ -526,7 +526,9 @@ def test_a_pair_has_a_report_of_its_own(tmp_path: Path) -> None:
     models = {"teacher": "BPR", "student": "BPR", "notes": ["a large teacher"]}
     pairs = {"MF-MF": models, "a/b": {**models, "notes": []}}
     folder = make_bench(tmp_path, VALUES, pairs=pairs, published=None)
-    whole = write_report(folder, formats=["md", "csv"], latency=False)
+    write_report(folder, formats=["md", "csv"], latency=False)
+    report = folder / "report"
+    whole = {file: file.read_bytes() for file in report.rglob("*") if file.is_file()}
     files = write_report(folder, formats=["md", "csv"], latency=False, pair="MF-MF")
     names = {"MF-MF.md", "MF-MF.csv", *(name.replace("report", "MF-MF") for name in CSV)}
     assert {file.name for file in files} == names
@@ -534,10 +536,17 @@ def test_a_pair_has_a_report_of_its_own(tmp_path: Path) -> None:
     assert "a look: MF-MF" in text
     assert "### Notes on MF-MF\n\n- a large teacher" in text
     assert "a/b" not in text
-    assert all(file.is_file() for file in whole)
+    assert "(figures/MF-MF/d-MF-MF-methods.svg)" in text
+    assert (report / "figures" / "MF-MF" / "d-MF-MF-methods.svg").is_file()
+    assert {file: file.read_bytes() for file in whole} == whole
+    broken = records.file_of(folder, "d", "a/b", "CE", 0)
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{", encoding="utf-8")
     (other,) = write_report(folder, formats=["md"], latency=False, pair="a/b")
     assert other.name == "a%2Fb.md"
-    assert (other.parent / "figures" / "d-MF-MF-methods.svg").is_file()
+    assert "unreadable record" in other.read_text(encoding="utf-8")
+    (again,) = write_report(folder, formats=["md"], latency=False, pair="MF-MF")
+    assert again.read_text(encoding="utf-8") == text
     with pytest.raises(KDError, match="--pair=MF: found no such pair; allowed are MF-MF, a/b"):
         write_report(folder, pair="MF")
 
@@ -946,7 +955,7 @@ def test_a_report_of_real_runs(real: Path, reported: Path) -> None:
     assert "What is missing or left out" not in text
     assert "| users tested" in text
     assert "make all" in text
-    figures = {file.name for file in (real / "report" / "figures").iterdir()} - {"report.txt"}
+    figures = {file.name for file in (real / "report" / "figures").iterdir()} - {"figures.txt"}
     names = {f"tiny-MF-MF-{n}" for n in FIGURES}
     assert figures == {f"{n}.{e}" for n in names for e in ("svg", "pdf")}
     assert "left out" not in text
@@ -991,7 +1000,7 @@ def test_the_same_rows_give_the_same_pdf() -> None:
 
 def test_options_of_the_command(real: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "2024"
-    words = [f"--out={out}", "--metric=NDCG@20", "--latency=False", "--formats=csv"]
+    words = [f"--out={out}", "--metric=NDCG@20", "--latency=False", "--formats=csv", "--pair=None"]
     assert main(["report", str(real), *words]) == 0
     assert {f.name for f in out.iterdir()} == {"report.csv", *CSV}
     text = (out / "report_tests.csv").read_text(encoding="utf-8")
@@ -1008,6 +1017,7 @@ def test_options_of_the_command(real: Path, tmp_path: Path, capsys: Any) -> None
         (["a", "--latency=often"], "--latency=often: allowed are True and False"),
         (["a", "--format=md"], "there is no option --format. Did you mean 'formats'?"),
         (["a"], "found no benchmark.yaml in a"),
+        (["a", "--pair=report"], "--pair=report: its files would be"),
     ],
 )
 def test_mistakes_of_the_command(words: list[str], part: str, capsys: Any) -> None:

@@ -127,7 +127,10 @@ def select(
         named = {job: str(getattr(job, attribute)) for job in jobs}
         known = list(dict.fromkeys(named.values()))
         if unknown := [name for name in names if name not in known]:
-            raise KDError(f"--{option}: found {', '.join(unknown)}; allowed are {', '.join(known)}")
+            raise KDError(
+                f"--{option}: found {', '.join(map(repr, unknown))}; allowed are "
+                f"{', '.join(map(repr, known))}"
+            )
         chosen = [job for job in chosen if not names or named[job] in names]
     if not chosen:
         raise KDError("--pairs, --methods, --seeds: found no run that is all of these")

@@ -66,12 +66,11 @@ def run_benchmark(
     except Timeout:
         raise KDError(f"{out}: another process runs this benchmark; allowed is one") from None
     with lock:
-        done = [job for job in jobs if finished(job, out)]
-        for job in set(jobs) - set(done):
+        done = [job for job in chosen if finished(job, out)]
+        for job in set(chosen) - set(done):
             # A report must not take what was made with other options for this.
             job.file(out).unlink(missing_ok=True)
         _write_spec(spec, jobs, out, command)
-        done = [job for job in done if job in chosen]
         progress = Progress(chosen, done, live)
         with progress:
             Runner(chosen, done, out, progress).run(spec.jobs)

@@ -18,6 +18,9 @@ from recbole_kd.reporting.page import Page, Picture
 from recbole_kd.reporting.pictures import own_names
 from recbole_kd.reporting.results import Results, compute
 
+LIST = "figures.txt"
+"""The file beside the figures that names them, so that the next report can remove them."""
+
 WHOLE = "report"
 """Name of the files of a report that is not of one pair."""
 
@@ -40,7 +43,8 @@ def write_report(
         metric: The metric of tests and figures; by default the benchmark's own.
         latency: Whether to measure how fast the models answer, on this machine.
         formats: Which of :data:`FORMATS` to write.
-        pair: The pair it is about, whose name its files get; by default all, in ``report.*``.
+        pair: The pair it is about, whose name its files and the folder of its figures get; by
+            default all, in ``report.*``.
 
     Returns:
         The files written, figures not counted.
@@ -51,13 +55,15 @@ def write_report(
     """
     folder = Path(folder)
     _check(formats)
+    if pair == WHOLE:
+        raise KDError(f"--pair={pair}: its files would be those of the report of all pairs")
     results = compute(collect(folder, metric, pair), latency)
     target = folder / "report" if out is None else Path(out)
     name = WHOLE if pair is None else records.file_name(pair)
     texts = _csv(results, name) if "csv" in formats else {}
     if set(formats) - {"csv"}:
         page = make_page(results)
-        _write_figures(page, target / "figures", formats, own_names(results), f"{name}.txt")
+        _write_figures(page, target / page.figures, formats, own_names(results))
         makers = {"md": render.markdown, "tex": render.latex, "html": render.html}
         texts |= {f"{name}.{f}": makers[f](page) for f in formats if f != "csv"}
     for file, text in texts.items():
@@ -90,19 +96,16 @@ def _csv(results: Results, name: str) -> dict[str, str]:
     }
 
 
-def _write_figures(
-    page: Page, folder: Path, formats: Sequence[str], own: re.Pattern[str], index: str
-) -> None:
+def _write_figures(page: Page, folder: Path, formats: Sequence[str], own: re.Pattern[str]) -> None:
     """Write the figures that Markdown and LaTeX name; the HTML page has them inside.
 
-    Figures of an earlier report are removed, as its list, the file ``index`` beside them, or their
-    names tell.
+    Figures of an earlier report are removed, as its list or their names tell.
     """
     endings = ["svg"] if set(formats) & {"md", "html"} else []
     endings += ["pdf"] if "tex" in formats else []
     parts = (part for section in page.sections for part in section.parts)
     made = {f"{p.name}.{e}": p.drawn(e) for p in parts if isinstance(p, Picture) for e in endings}
-    earlier = _listed(folder / index)
+    earlier = _listed(folder)
     if not made and not folder.is_dir():
         return
     kept = {name for name in earlier if Path(name).suffix[1:] not in endings}
@@ -113,12 +116,12 @@ def _write_figures(
                 file.unlink()
     for name, content in made.items():
         checkpoint.write_bytes_atomically(folder / name, lambda f, c=content: f.write(c))
-    checkpoint.write_text(folder / index, "".join(f"{name}\n" for name in sorted({*made, *kept})))
+    checkpoint.write_text(folder / LIST, "".join(f"{name}\n" for name in sorted({*made, *kept})))
 
 
-def _listed(index: Path) -> set[str]:
+def _listed(folder: Path) -> set[str]:
     """Names of the figures that an earlier report wrote."""
     try:
-        return set(index.read_text(encoding="utf-8").splitlines())
+        return set((folder / LIST).read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError):
         return set()

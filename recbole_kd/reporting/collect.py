@@ -130,6 +130,7 @@ class Benchmark:
         blocks: Its results by data set and pair.
         damaged: One line for each record, field or published number that cannot be used.
         notes: What the benchmark's file says of the runs, a line each.
+        pair: The one pair it was read for, or ``None``.
     """
 
     folder: Path
@@ -144,6 +145,7 @@ class Benchmark:
     blocks: tuple[Block, ...]
     damaged: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    pair: str | None = None
 
     def paper(self, block: Block, row: str) -> Mapping[str, float]:
         """The published metrics of a row; none where there are none."""
@@ -177,7 +179,7 @@ def collect(folder: Path, metric: str | None = None, pair: str | None = None) ->
     if not (folder / SPEC_FILE).is_file():
         raise KDError(f"report: found no {SPEC_FILE} in {folder}; allowed is a benchmark's folder")
     spec = read_yaml(folder / SPEC_FILE)
-    found, damaged = read_records(folder)
+    found, damaged = read_records(folder, pair)
     seeds = _seeds(spec) or tuple(sorted({one.record.seed for one in found}))
     rows = _rows(spec)
     places = _places(spec, found)
@@ -187,7 +189,7 @@ def collect(folder: Path, metric: str | None = None, pair: str | None = None) ->
             raise KDError(f"--pair={pair}: found no such pair; allowed are {', '.join(known)}")
         places = {place: asked for place, asked in places.items() if place[1] == pair}
     blocks = [_block(place, rows, found, seeds, asked) for place, asked in places.items()]
-    published, wrong = _published(_mapping(spec, "published"))
+    published, wrong = _published(_mapping(spec, "published"), pair)
     return Benchmark(
         folder=folder,
         name=str(spec.get("name") or folder.name) + (f": {pair}" if pair else ""),
@@ -200,6 +202,7 @@ def collect(folder: Path, metric: str | None = None, pair: str | None = None) ->
         published=published,
         blocks=tuple(block for block in blocks if block.rows or block.missing),
         damaged=(*damaged, *wrong),
+        pair=pair,
         notes=tuple(str(note) for note in _list(spec, "notes")),
     )
 
@@ -293,7 +296,7 @@ def _stopped_by(folder: Path, run: Record) -> str:
     return str(said or "").lower()
 
 
-def _published(said: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _published(said: Mapping[str, Any], pair: str | None) -> tuple[dict[str, Any], list[str]]:
     """Published numbers by data set, pair, row and metric, and a line for what is none."""
     kept: dict[str, Any] = {}
     wrong: list[str] = []
@@ -301,7 +304,8 @@ def _published(said: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     def walk(value: Any, path: tuple[str, ...]) -> None:
         if isinstance(value, Mapping) and len(path) < 4:
             for key, inner in value.items():
-                walk(inner, (*path, str(key)))
+                if len(path) != 1 or pair in (None, str(key)):
+                    walk(inner, (*path, str(key)))
         elif len(path) == 4 and is_number(value):
             inside = kept
             for key in path[:3]:

@@ -12,7 +12,7 @@ from recbole_kd.reporting import provenance
 from recbole_kd.reporting.collect import MAIN, RANKING, Benchmark, Block
 from recbole_kd.reporting.compression import BATCH, ROUNDS, K, Latency, Measured
 from recbole_kd.reporting.page import Command, Grid, Notes, Page, Part, Section, Text
-from recbole_kd.reporting.pictures import pictures, title_of
+from recbole_kd.reporting.pictures import figures_folder, pictures, title_of
 from recbole_kd.reporting.results import Results
 from recbole_kd.reporting.tables import Cell, Line, Table, shares
 from recbole_kd.statistics import Comparison, summarise
@@ -42,7 +42,7 @@ def make_page(results: Results) -> Page:
         sections += [Section("Notes", [Notes(list(bench.notes))])]
     sections += [Section("How to read the numbers", [Notes(_definitions(results))])]
     sections += _provenance(results)
-    return Page(bench.name, lead, sections)
+    return Page(bench.name, lead, sections, figures_folder(bench.pair))
 
 
 def _gaps(bench: Benchmark) -> list[Section]:

@@ -89,8 +89,16 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A report: its title, a line about it, and its sections."""
+    """A report.
+
+    Attributes:
+        title: Its title.
+        lead: A line about it.
+        sections: Its sections.
+        figures: Folder of its figures, below its own.
+    """
 
     title: str
     lead: str
     sections: list[Section]
+    figures: str = "figures"

@@ -76,6 +76,15 @@ def _looks(results: Results, block: Block) -> dict[str, figures.Look]:
 # -- names of files ----------------------------------------------------------------------------
 
 
+def figures_folder(pair: str | None) -> str:
+    """Folder of a report's figures: a pair's has its own, for its metric may be another.
+
+    Args:
+        pair: The pair it is about, or ``None``.
+    """
+    return "figures" if pair is None else f"figures/{_plain((pair,))}"
+
+
 def figure_name(results: Results, block: Block, what: str) -> str:
     """The name of a figure's file, without ending, that no other figure of the report has.
 
@@ -99,7 +108,7 @@ def figure_name(results: Results, block: Block, what: str) -> str:
     return f"{name}-{digest}"
 
 
-def _plain(parts: tuple[str, str, str]) -> str:
+def _plain(parts: tuple[str, ...]) -> str:
     """Parts of a name, of letters, digits and hyphens, not too long for a file."""
     text = "-".join(parts)
     return "".join(c if c.isascii() and c.isalnum() else "-" for c in text)[:120]

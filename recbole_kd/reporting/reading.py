@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,18 +24,20 @@ class Found:
     written: float
 
 
-def read_records(folder: Path) -> tuple[list[Found], tuple[str, ...]]:
+def read_records(folder: Path, pair: str | None = None) -> tuple[list[Found], tuple[str, ...]]:
     """The records of a benchmark.
 
     Args:
         folder: The benchmark's folder.
+        pair: The pair whose records are read; all by default.
 
     Returns:
         Those that can be read, and a line for each record or field that cannot.
     """
     found: list[Found] = []
     damaged: list[str] = []
-    for file in sorted((folder / RECORDS).glob("*/*/*/seed-*.json")):
+    where = "*" if pair is None else glob.escape(records.file_name(pair))
+    for file in sorted((folder / RECORDS).glob(f"*/{where}/*/seed-*.json")):
         name = file.relative_to(folder).as_posix()
         try:
             record, written = records.read(file), file.stat().st_mtime

@@ -40,11 +40,11 @@ NARROWED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
 
 
 def markdown(page: Page) -> str:
-    """A page as GitHub's Markdown; figures are linked in the folder ``figures``."""
+    """A page as GitHub's Markdown; figures are linked in its folder of figures."""
     lines = [f"# {md_escape(page.title)}", md_escape(page.lead)]
     for section in page.sections:
         lines.append(f"{'#' * section.level} {md_escape(section.title)}")
-        lines += [_md_part(part) for part in section.parts]
+        lines += [_md_part(part, page.figures) for part in section.parts]
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
@@ -54,7 +54,7 @@ def md_escape(text: str) -> str:
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _md_part(part: Part) -> str:
+def _md_part(part: Part, figures: str) -> str:
     if isinstance(part, Grid):
         rows = [[_md_cell(cell) for cell in row] for row in part.rows]
         header = [md_escape(name) for name in part.header]
@@ -66,7 +66,8 @@ def _md_part(part: Part) -> str:
     if isinstance(part, Command):
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", part.text)), default=0))
         return f"{fence}\n{part.text}\n{fence}"
-    return f"![{md_escape(part.caption)}](figures/{part.name}.svg)\n\n{md_escape(part.caption)}"
+    caption = md_escape(part.caption)
+    return f"![{caption}]({figures}/{part.name}.svg)\n\n{caption}"
 
 
 def _md_cell(cell: Text) -> str:
@@ -88,7 +89,7 @@ def latex(page: Page) -> str:
     for section in page.sections:
         lines += ["", f"% {'=' * section.level} {_comment(section.title)}"]
         for part in section.parts:
-            lines += ["", *_tex_part(part)]
+            lines += ["", *_tex_part(part, page.figures)]
     return "\n".join(lines) + "\n"
 
 
@@ -104,7 +105,7 @@ def _comment(text: str) -> str:
     return " ".join(text.split())
 
 
-def _tex_part(part: Part) -> list[str]:
+def _tex_part(part: Part, figures: str) -> list[str]:
     if isinstance(part, Notes):
         return [f"% - {_comment(line)}" for line in part.lines]
     if isinstance(part, Command):
@@ -113,7 +114,7 @@ def _tex_part(part: Part) -> list[str]:
         return [
             r"\begin{figure}",
             r"  \centering",
-            rf"  \includegraphics[width=\linewidth]{{figures/{part.name}.pdf}}",
+            rf"  \includegraphics[width=\linewidth]{{{figures}/{part.name}.pdf}}",
             rf"  \caption{{{tex_escape(part.caption)}}}",
             r"\end{figure}",
         ]
