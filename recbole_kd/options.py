@@ -50,7 +50,7 @@ TEXT_KEYS = {
 """Names and paths: a data set called ``2024`` or ``1e5`` is no number."""
 
 
-class SafeLoader(yaml.SafeLoader):
+class SafeLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML's safe loader, which also reads ``1e-5`` as a number, as RecBole's does."""
 
 

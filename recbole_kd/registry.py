@@ -8,9 +8,11 @@ A method is the class ``Foo`` in ``recbole_kd/methods/foo.py``; a model of ours 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import pkgutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,12 @@ def _package_classes(package: str) -> dict[str, str]:
 
 
 def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return _entry_points_on(group, tuple(sys.path))
+
+
+@functools.lru_cache(maxsize=8)
+def _entry_points_on(group: str, path: tuple[str, ...]) -> dict[str, importlib.metadata.EntryPoint]:
+    # All of what is installed is read for it, and a run asks some 30 times.
     return {e.name: e for e in importlib.metadata.entry_points(group=group)}
 
 

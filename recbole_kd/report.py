@@ -12,6 +12,9 @@ from torch.utils.benchmark import Timer
 from recbole_kd.errors import KDError
 from recbole_kd.scoring import Scorer
 
+TIMED_SECONDS = 0.2
+"""Least time for which a model is asked again and again."""
+
 
 @dataclass
 class Row:
@@ -70,7 +73,7 @@ def latency(scorer: Scorer, users: Any, k: int = 10) -> float | None:
     if timer is None:
         return None
     with scorer.step():
-        return timer.blocked_autorange(min_run_time=0.2).median * 1e3
+        return timer.blocked_autorange(min_run_time=TIMED_SECONDS).median * 1e3
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import ML100K, config_for, ml100k_rows, write_dataset
 
-from recbole_kd import training
+from recbole_kd import report, training
 from recbole_kd.data import Split, load_split
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,6 +26,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest modules first; the order within a module stays."""
     places = {f"test_{name}": n for n, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _brief_timings():
+    """Every run of a test ends with timings, half of its time, that no test looks at."""
+    before, report.TIMED_SECONDS = report.TIMED_SECONDS, 1e-3
+    yield
+    report.TIMED_SECONDS = before
 
 
 @pytest.fixture(autouse=True)

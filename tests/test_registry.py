@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_faults_inside_a_module_are_not_hidden(
 
 
 @pytest.fixture
-def entry_points(outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def entry_points(outside: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What an installed package would declare."""
     declared = {
         "recbole_kd.methods": {"MyCE": "parts:MyCE", "NoCE": "parts:Other", "Bad": "broken:X"},
@@ -197,6 +198,9 @@ def entry_points(outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entries)
+    registry._entry_points_on.cache_clear()
+    yield
+    registry._entry_points_on.cache_clear()
 
 
 def test_entry_points(entry_points: None) -> None:

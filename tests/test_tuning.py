@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import csv
-import functools
 import logging
 import math
 import shlex
@@ -17,7 +15,7 @@ import pytest
 import tiny
 import yaml
 
-from recbole_kd import compat, registry, report, run_recbole_kd, training
+from recbole_kd import run_recbole_kd, training
 from recbole_kd.cli import main
 from recbole_kd.defaults import method_defaults, method_ranges, readers_of
 from recbole_kd.errors import KDError
@@ -37,25 +35,6 @@ optuna = pytest.importorskip("optuna")
 
 METHODS = sorted(path.stem for path in (properties_dir() / "method").glob("*.yaml"))
 SPACE = "kd_weight: {low: 0.1, high: 100.0, log: true}\nce_K: {low: 5, high: 25, step: 5}\n"
-
-
-_parse = functools.cache(yaml.load)
-
-
-def make_fast(patch: pytest.MonkeyPatch) -> None:
-    """What takes long and is of no interest here.
-
-    How fast a model answers, who is installed, and the same YAML parsed for every trial.
-    """
-    patch.setattr(report, "latency", lambda *parts: None)
-    patch.setattr(registry, "_entry_points", lambda group: {})
-    patch.setattr(compat, "check_versions", lambda: None)
-    patch.setattr(yaml, "load", lambda text, Loader: copy.deepcopy(_parse(text, Loader)))
-
-
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_fast(monkeypatch)
 
 
 # -- what is shipped ---------------------------------------------------------------------------
@@ -443,9 +422,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A search of three trials that ran through."""
-    with pytest.MonkeyPatch.context() as patch:
-        make_fast(patch)
-        return search(tmp_path_factory.mktemp("whole"))
+    return search(tmp_path_factory.mktemp("whole"))
 
 
 def test_a_search(tmp_path: Path, watched: dict[str, list[Any]], whole: dict[str, Any]) -> None:
