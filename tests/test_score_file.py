@@ -711,12 +711,12 @@ def test_rce_kd_of_missing_items(missing: str, world: World) -> None:
     teacher = listed(world, table, missing_score=missing)
     distiller = distil_from(teacher, world, "RCEKD", rcekd_K=10, rcekd_L=10, rcekd_M=20)
     distiller.begin_epoch(0, 1)
-    tables, wanted = distiller._tables, naive(world, table, missing)
+    tables, wanted = distiller.tables(), naive(world, table, missing)
     for user in distiller.users.tolist():
-        items = tables.items[user].long()
+        items = tables["items"][user].long()
         own, others = items[:10], items[20:]
         assert set(others.tolist()) <= set(table[user])
-        torch.testing.assert_close(tables.p[user], wanted[user, own].softmax(0))
+        torch.testing.assert_close(tables["p"][user], wanted[user, own].softmax(0))
     assert distiller.kd_loss(distiller.rows.next(distiller.users)).isfinite()
 
 
