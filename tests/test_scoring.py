@@ -641,3 +641,17 @@ def test_what_a_step_makes_without_gradient_is_not_for_those_who_learn() -> None
             assert not scorer.item_vectors().requires_grad
         assert scorer.item_vectors().requires_grad
         assert scorer.item_vectors() is scorer.item_vectors()
+
+
+def test_what_a_step_makes_in_eval_mode_is_not_for_those_who_train() -> None:
+    part = tiny.split_for("LightGCN")
+    model = tiny.model("LightGCN").eval()
+    scorer = scorer_for(model, part.history)
+    with scorer.step():
+        ranking = scorer.item_vectors()
+        model.train()
+        training = scorer.item_vectors()
+        assert training is not ranking
+        assert scorer.item_vectors() is training
+        model.eval()
+        assert scorer.item_vectors() is ranking
