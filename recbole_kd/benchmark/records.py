@@ -101,9 +101,8 @@ def file_name(text: str) -> str:
     """
     kept = " +-_=" if not text.strip(".") else " .+-_="
     plain = "abcdefghijklmnopqrstuvwxyz0123456789" + kept
-    bytes_of = ((c, c.encode()) for c in text)
     return "".join(
-        c if c.lower() in plain else "".join(f"%{b:02X}" for b in code) for c, code in bytes_of
+        c if c.lower() in plain else "".join(f"%{b:02X}" for b in c.encode()) for c in text
     )
 
 

@@ -180,16 +180,16 @@ def collect(folder: Path, metric: str | None = None, pair: str | None = None) ->
         raise KDError(f"report: found no {SPEC_FILE} in {folder}; allowed is a benchmark's folder")
     spec = read_yaml(folder / SPEC_FILE)
     found, damaged = read_records(folder, pair)
+    if pair is not None:
+        whole, spec = spec, _of_pair(spec, pair)
+        if not (found or spec["pairs"]):
+            known = dict.fromkeys(name for _, name in _places(whole, read_records(folder)[0]))
+            raise KDError(f"--pair={pair}: found no such pair; allowed are {', '.join(known)}")
     seeds = _seeds(spec) or tuple(sorted({one.record.seed for one in found}))
     rows = _rows(spec)
     places = _places(spec, found)
-    if pair is not None:
-        known = dict.fromkeys(name for _, name in places)
-        if pair not in known:
-            raise KDError(f"--pair={pair}: found no such pair; allowed are {', '.join(known)}")
-        places = {place: asked for place, asked in places.items() if place[1] == pair}
     blocks = [_block(place, rows, found, seeds, asked) for place, asked in places.items()]
-    published, wrong = _published(_mapping(spec, "published"), pair)
+    published, wrong = _published(_mapping(spec, "published"))
     return Benchmark(
         folder=folder,
         name=str(spec.get("name") or folder.name) + (f": {pair}" if pair else ""),
@@ -198,13 +198,28 @@ def collect(folder: Path, metric: str | None = None, pair: str | None = None) ->
         seeds=seeds,
         metric=_metric(folder, metric, spec, blocks),
         ours=None if spec.get("ours") is None else str(spec["ours"]),
-        pairs={k: v for k, v in _mapping(spec, "pairs").items() if pair in (None, k)},
+        pairs=_mapping(spec, "pairs"),
         published=published,
         blocks=tuple(block for block in blocks if block.rows or block.missing),
         damaged=(*damaged, *wrong),
         pair=pair,
         notes=tuple(str(note) for note in _list(spec, "notes")),
     )
+
+
+def _of_pair(spec: Mapping[str, Any], pair: str) -> dict[str, Any]:
+    """A benchmark's file as if it were of one pair."""
+    published = _mapping(spec, "published").items()
+    return {
+        **spec,
+        "pairs": {k: v for k, v in _mapping(spec, "pairs").items() if str(k) == pair},
+        "published": {
+            dataset: {k: v for k, v in by_pair.items() if str(k) == pair}
+            if isinstance(by_pair, Mapping)
+            else by_pair
+            for dataset, by_pair in published
+        },
+    }
 
 
 def _list(spec: Mapping[str, Any], key: str, where: str = SPEC_FILE) -> list[Any]:
@@ -296,7 +311,7 @@ def _stopped_by(folder: Path, run: Record) -> str:
     return str(said or "").lower()
 
 
-def _published(said: Mapping[str, Any], pair: str | None) -> tuple[dict[str, Any], list[str]]:
+def _published(said: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Published numbers by data set, pair, row and metric, and a line for what is none."""
     kept: dict[str, Any] = {}
     wrong: list[str] = []
@@ -304,8 +319,7 @@ def _published(said: Mapping[str, Any], pair: str | None) -> tuple[dict[str, Any
     def walk(value: Any, path: tuple[str, ...]) -> None:
         if isinstance(value, Mapping) and len(path) < 4:
             for key, inner in value.items():
-                if len(path) != 1 or pair in (None, str(key)):
-                    walk(inner, (*path, str(key)))
+                walk(inner, (*path, str(key)))
         elif len(path) == 4 and is_number(value):
             inside = kept
             for key in path[:3]:
