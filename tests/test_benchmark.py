@@ -86,6 +86,7 @@ def test_rows_know_what_they_are(tmp_path: Path) -> None:
         ({"methods": [{"method": "CE", "options": {"teacher": "BPR"}}]}, "a model for teacher"),
         ({"seeds": [0, 0]}, "different whole numbers"),
         ({"seeds": [-1]}, "whole numbers from 0"),
+        ({"teacher_seed": "all"}, "teacher_seed: found 'all'; allowed are whole numbers"),
         ({"pairs": {"X": {"teacher": "BPR"}}}, "student is missing"),
         ({"pairs": ["X"]}, "allowed are 'name: ...' lines"),
         ({"ours": "Scratch"}, "ours: found Scratch; allowed are RCEKD"),
@@ -133,6 +134,24 @@ def test_one_teacher_serves_those_who_read_its_way_and_those_who_do_not(tmp_path
     jobs = jobs_of(tmp_path, methods=["Teacher", "RCEKD", "HetComp"], seeds=[0])
     assert {j.options["teacher"]["save_every"] for j in jobs} == {10}
     assert jobs[1].after == jobs[2].after == (jobs[0].training,)
+
+
+def test_one_teacher_can_do_for_all_seeds(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path, methods=["Teacher", "Scratch", "CE", "BPR"], teacher_seed=5)
+    (teacher,) = {job.training for job in jobs if job.kind == "teacher"}
+    distilled = [job for job in jobs if job.kind == "distilled"]
+    assert [job.options["seed"] for job in distilled] == [0, 1]
+    assert all(job.after == (teacher,) for job in distilled)
+    assert "--teacher.seed=5" in distilled[1].command()
+    others = [job for job in jobs if job.kind in ("scratch", "reference")]
+    assert len({job.training for job in others}) == len(others) == 4
+
+
+def test_a_teacher_in_a_file_needs_no_seed(tmp_path: Path) -> None:
+    (tmp_path / "teacher.pth").write_bytes(b"weights")
+    pairs = {"P": {"teacher": str(tmp_path / "teacher.pth"), "student": "BPR"}}
+    jobs = jobs_of(tmp_path, pairs=pairs, methods=["CE"], teacher_seed=5)
+    assert not any("teacher.seed" in job.command() for job in jobs)
 
 
 def test_a_part_of_the_runs_comes_with_the_teachers_it_needs(tmp_path: Path) -> None:

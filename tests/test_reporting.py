@@ -224,6 +224,19 @@ def test_one_seed_has_no_spread_and_no_test(tmp_path: Path) -> None:
     assert "by seed, against Scratch, CE, DCD: one seed; a test needs two" in text
 
 
+def test_one_training_for_all_seeds_has_no_spread(tmp_path: Path) -> None:
+    values = {"Scratch": {0: 0.1, 1: 0.2}, "RCEKD": {0: 0.2, 1: 0.3}}
+    folder = make_bench(tmp_path, values, seeds=[0, 1])
+    for seed in (0, 1):
+        put(folder, "Teacher", seed, 0.4, folder="runs/one")
+    line = next(line for line in table_of(folder).lines if line.row.name == "Teacher")
+    summary = line.cells["ndcg@10"].summary
+    assert (summary.count, summary.mean, summary.deviation) == (1, 0.4, None)
+    text = written(folder)
+    assert "2 (one training)" in text
+    assert "0.4000 ±" not in text
+
+
 def test_tests_use_the_seeds_that_both_have(tmp_path: Path) -> None:
     values = {"RCEKD": {0: 0.5, 1: 0.6, 2: 0.9}, "CE": {0: 0.3, 2: 0.4, 7: 0.1}, "RD": {9: 0.1}}
     folder = make_bench(tmp_path, values, seeds=[0, 1, 2, 7, 9])

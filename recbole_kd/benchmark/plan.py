@@ -165,10 +165,9 @@ def _jobs_of_pair(spec: Spec, dataset: str, pair: Pair, out: Path) -> list[Job]:
             options = _options(spec, dataset, pair, row, carrier, seed, out)
             named = (dataset, pair.name, row.name, seed, row.kind, row.group, row.model)
             jobs.append(Job(*named, options, threads=spec.threads))
-    if kept := _save_every(jobs):
-        section = {"teacher": {"save_every": kept}}
+    if section := _of_teacher(spec, jobs):
         jobs = [
-            replace(job, options=merge(section, job.options))
+            replace(job, options=merge({"teacher": section}, job.options))
             if job.kind in (TEACHER, DISTILLED)
             else job
             for job in jobs
@@ -198,11 +197,15 @@ def _carrier(spec: Spec, rows: Sequence[Row]) -> Row:
     return distilled.get(spec.ours or "", first)
 
 
-def _save_every(jobs: Sequence[Job]) -> int:
-    """How often a teacher is kept on its way, so that one teacher does for all rows."""
-    rows = {job.row: job for job in jobs if job.kind == DISTILLED}
-    trained = [j for j in rows.values() if not Sources.collect(options=j.options).teacher_files]
-    return max([0, *(_config(job, "teacher")["save_every"] for job in trained)])
+def _of_teacher(spec: Spec, jobs: Sequence[Job]) -> dict[str, int]:
+    """Options of a teacher that is trained, so that one does for all rows, or for all seeds."""
+    needing = {job.row: job for job in jobs if job.kind in (TEACHER, DISTILLED)}
+    trained = [j for j in needing.values() if not Sources.collect(options=j.options).teacher_files]
+    kept = [_config(job, "teacher")["save_every"] for job in trained if job.kind == DISTILLED]
+    options = {"save_every": max([0, *kept])} if any(kept) else {}
+    if trained and spec.teacher_seed is not None:
+        options["seed"] = spec.teacher_seed
+    return options
 
 
 def _options(

@@ -44,7 +44,7 @@ TEACHER_ROW = "Teacher"
 """The row that is the teacher itself."""
 
 KEYS = (
-    *("name", "datasets", "pairs", "methods", "seeds", "protocol", "overrides"),
+    *("name", "datasets", "pairs", "methods", "seeds", "teacher_seed", "protocol", "overrides"),
     *("ours", "metric", "published", "notes", "jobs", "threads"),
 )
 PAIR_KEYS = ("teacher", "student", "options", "notes")
@@ -108,6 +108,7 @@ class Spec:
         pairs: Pairs.
         rows: Rows, in the order of the table.
         seeds: Seeds.
+        teacher_seed: Seed of the teachers of all seeds; ``None`` where each has one of its own.
         protocol: Name of the protocol, or ``None``.
         overrides: Options of every run, sections nested.
         ours: Row whose improvement is reported, or ``None``.
@@ -123,6 +124,7 @@ class Spec:
     pairs: tuple[Pair, ...]
     rows: tuple[Row, ...]
     seeds: tuple[int, ...]
+    teacher_seed: int | None = None
     protocol: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     ours: str | None = None
@@ -177,6 +179,7 @@ def read(path: str | Path, **changes: Any) -> Spec:
     rows = tuple(_row(entry, where, datasets, [p.name for p in pairs]) for entry in said["methods"])
     _check_names(rows, where)
     jobs = _whole(said.get("jobs", 1), "jobs", where, 1)
+    of_teachers = said.get("teacher_seed")
     cores = os.cpu_count() or 1
     return Spec(
         name=str(said.get("name", Path(path).stem)),
@@ -184,6 +187,7 @@ def read(path: str | Path, **changes: Any) -> Spec:
         pairs=pairs,
         rows=rows,
         seeds=_seeds(said.get("seeds", [0]), f"{where}: seeds"),
+        teacher_seed=None if of_teachers is None else _whole(of_teachers, "teacher_seed", where, 0),
         protocol=None if said.get("protocol") is None else str(said["protocol"]),
         overrides=_options(said.get("overrides"), f"{where}: overrides"),
         ours=_ours(said.get("ours"), rows, where),

@@ -20,6 +20,7 @@ from recbole_kd.benchmark.records import (
 from recbole_kd.errors import KDError
 from recbole_kd.options import read_yaml
 from recbole_kd.reporting.reading import KINDS, Found, is_number, is_whole, read_records
+from recbole_kd.statistics import Summary, summarise
 
 MAIN = "main"
 """The group of the rows of the main table."""
@@ -70,6 +71,21 @@ class Row:
         """A test metric by seed, of the runs that measured it."""
         results = {seed: run.test_result.get(metric) for seed, run in sorted(self.runs.items())}
         return {seed: float(value) for seed, value in results.items() if value is not None}
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether one training is behind several seeds, as of a teacher that all of them have."""
+        folders = {run.folder for run in self.runs.values()}
+        return len(self.runs) > 1 and len(folders) == 1 and None not in folders
+
+    def summary(self, metric: str) -> Summary:
+        """Mean and spread of a test metric over its trainings.
+
+        Args:
+            metric: Name of the metric.
+        """
+        values = list(self.values(metric).values())
+        return summarise(values[:1] if self.is_shared else values)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from recbole_kd.reporting.page import Command, Grid, Notes, Page, Part, Section,
 from recbole_kd.reporting.pictures import figures_folder, pictures, title_of
 from recbole_kd.reporting.results import Results
 from recbole_kd.reporting.tables import Cell, Line, Table, shares
-from recbole_kd.statistics import Comparison, summarise
+from recbole_kd.statistics import Comparison
 
 NOTHING = "-"
 
@@ -106,6 +106,7 @@ def _line(bench: Benchmark, line: Line) -> list[Text]:
     seeds = tuple(line.row.runs)
     differs = seeds and set(seeds) != set(bench.seeds)
     count = str(len(seeds)) + (f": {', '.join(map(str, seeds))}" if differs else "")
+    count += " (one training)" if line.row.is_shared else ""
     count += " (does not compete)" if line.lacks else ""
     name = line.row.name + (" (reference)" if line.row.kind == REFERENCE else "")
     return [Text(name), Text(count), *(_cell(cell) for cell in line.cells.values())]
@@ -193,7 +194,7 @@ def _compression(results: Results, block: Block, measured: Mapping[str, Measured
         if row.name not in measured:
             continue
         one, share = measured[row.name], shares(row, teacher, scratch, metric)
-        mean = summarise(list(row.values(metric).values())).mean
+        mean = row.summary(metric).mean
         texts = [row.name, _number(mean), _percent(share.kept), _percent(share.closed)]
         texts += [NOTHING if one.parameters is None else f"{one.parameters:,}"]
         texts += [_size(one.weight_bytes), _size(one.file_bytes)]

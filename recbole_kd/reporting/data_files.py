@@ -16,7 +16,6 @@ from recbole_kd.reporting.contents import facts_of
 from recbole_kd.reporting.provenance import command_text, commands
 from recbole_kd.reporting.results import Results
 from recbole_kd.reporting.tables import Table, shares
-from recbole_kd.statistics import summarise
 
 RUNS = ("dataset", "pair", "group", "row", "kind", "model", "seed", "metric", "value")
 MEANS = (
@@ -114,7 +113,7 @@ def _compression(
         times = [(t.p50, t.p95, t.repeats) if t else (None,) * 3 for t in (one.one, one.batch)]
         yield (
             *(block.dataset, block.pair, row.name, row.kind, one.seed, metric),
-            *(summarise(list(row.values(metric).values())).mean, share.kept, share.closed),
+            *(row.summary(metric).mean, share.kept, share.closed),
             *(one.parameters, one.weight_bytes, one.file_bytes, threads),
             *(*times[0], *times[1], one.reason),
         )

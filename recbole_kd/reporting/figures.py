@@ -19,7 +19,6 @@ from recbole_kd.reporting.collect import Row
 from recbole_kd.reporting.curves import Curve
 from recbole_kd.reporting.page import Picture
 from recbole_kd.reporting.rankings import Grouped
-from recbole_kd.statistics import summarise
 
 WIDTH = 7.2
 """Width of every figure, inches."""
@@ -148,7 +147,7 @@ def bars(
     with _figure(0.9 + 0.32 * len(rows)) as (figure, (axes,)):
         for place, row in enumerate(rows):
             values = list(row.values(metric).values())
-            summary, colour = summarise(values), styles[row.name].colour
+            summary, colour = row.summary(metric), styles[row.name].colour
             hatch = "///" if row.kind == REFERENCE else None
             alpha = 0.95 if colour == OURS else 0.6
             axes.barh(place, summary.mean, 0.68, color=colour, alpha=alpha, hatch=hatch)

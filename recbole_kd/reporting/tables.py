@@ -189,7 +189,7 @@ def _line(
     paper = bench.paper(block, row.name)
     cells = {
         metric: Cell(
-            summarise(list(row.values(metric).values())),
+            row.summary(metric),
             best=row.name in _best(students, means.get(metric, {})),
             best_baseline=row.name in _best(baselines, means.get(metric, {})),
             paper=paper.get(metric),
