@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from recbole.utils import ModelType
 from tabulate import tabulate
 from torch.utils.benchmark import Timer
 
@@ -24,8 +25,8 @@ class Row:
         role: What it is in this run.
         model: Name of its model.
         test_result: Test metrics.
-        parameters: Learned numbers; ``None`` where there is no model.
-        weight_bytes: Bytes of its weights; ``None`` where there is no model.
+        parameters: Learned numbers; ``None`` where there is no model, or it has none.
+        weight_bytes: Bytes of its weights; ``None`` likewise.
         latency_ms: Median milliseconds of a top-10 for one user; ``None`` for a model that needs
             more than the user, and where there is none.
     """
@@ -36,6 +37,24 @@ class Row:
     parameters: int | None
     weight_bytes: int | None
     latency_ms: float | None
+
+
+def model_size(model: Any) -> tuple[int | None, int | None]:
+    """Number of a model's parameters, and their bytes.
+
+    ``None`` for RecBole's traditional models (EASE, ItemKNN, Pop): what they know is computed from
+    the train data and no parameter; the one that they have keeps the optimiser content.
+
+    Args:
+        model: A RecBole model.
+    """
+    if getattr(model, "type", None) is ModelType.TRADITIONAL:
+        return None, None
+    parameters = list(model.parameters())
+    return (
+        sum(p.numel() for p in parameters),
+        sum(p.numel() * p.element_size() for p in parameters),
+    )
 
 
 def make_row(
@@ -52,15 +71,7 @@ def make_row(
     """
     if scorer is None:
         return Row(role, name, result, None, None, None)
-    parameters = list(scorer.model.parameters())
-    return Row(
-        role,
-        name,
-        result,
-        sum(p.numel() for p in parameters),
-        sum(p.numel() * p.element_size() for p in parameters),
-        latency(scorer, users),
-    )
+    return Row(role, name, result, *model_size(scorer.model), latency(scorer, users))
 
 
 @torch.no_grad()

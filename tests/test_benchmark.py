@@ -162,6 +162,8 @@ def test_a_part_of_the_runs_comes_with_the_teachers_it_needs(tmp_path: Path) -> 
         return [(job.pair, job.row, job.seed) for job in plan.select(jobs, *part)]
 
     assert names(["two"], ["CE"], ["1"]) == [("two", "Teacher", 1), ("two", "CE", 1)]
+    jobs = jobs_of(tmp_path, pairs=pairs, methods=["Teacher", "Scratch", "CE"], teacher_seed=0)
+    assert names(["two"], ["CE"], ["1"]) == [("two", "Teacher", 1), ("two", "CE", 1)]
     assert names([], ["Scratch"], ["0"]) == [("one", "Scratch", 0), ("two", "Scratch", 0)]
     assert plan.select(jobs) == jobs
     with pytest.raises(KDError, match=r"--methods: found 'RRD'; allowed are 'Teacher', 'Sc"):
@@ -294,6 +296,24 @@ def test_what_needs_a_failed_job_is_never_run() -> None:
     assert plans.take() is other
     assert plans.take() is None
     assert plans.states[student] == schedule.SKIPPED
+
+
+def test_a_teacher_of_all_seeds_is_waited_for_once() -> None:
+    jobs = [job("t0", "t"), job("t1", "t"), job("s0", "", ("t",)), job("s1", "", ("t",))]
+    plans = schedule.Schedule(jobs, done=jobs[:1])
+    assert plans.take() is jobs[1]
+    assert plans.take() is jobs[2]  # not held up by the twin
+    assert plans.finish(jobs[1], schedule.FAILED) == []  # the other twin has made it
+    assert plans.take() is jobs[3]
+
+
+def test_a_failed_teacher_is_given_up_when_no_twin_is_left() -> None:
+    jobs = [job("t0", "t"), job("t1", "t"), job("s", "", ("t",))]
+    plans = schedule.Schedule(jobs)
+    assert plans.take() is jobs[0]
+    assert plans.finish(jobs[0], schedule.FAILED) == []
+    assert plans.take() is jobs[1]
+    assert plans.finish(jobs[1], schedule.FAILED) == [jobs[2]]
 
 
 # -- records -----------------------------------------------------------------------------------
@@ -491,6 +511,19 @@ def test_a_dry_run_knows_what_is_left_and_how_long_it_takes(ran: Any) -> None:
     assert "10 runs, 6 to do" in text
     assert "2 runs without an estimate" in text  # the row that fails
     assert not list(out.glob("records/tiny/*/*/seed-2.json"))
+
+
+def test_an_estimate_counts_a_training_once(tmp_path: Path, root: Path) -> None:
+    data = {"overrides": {**DATA, "data_path": str(root)}, "datasets": ["tiny"]}
+    path = write(tmp_path, **data, methods=["Teacher", "CE"], seeds=[0, 1, 2], teacher_seed=0)
+    asked = spec.read(path)
+    jobs, out = plan.jobs_of(asked, tmp_path / "out"), tmp_path / "out"
+    job = next(job for job in jobs if job.kind == "teacher")
+    made = Record(job.dataset, job.pair, job.row, job.seed, job.kind, training=job.training)
+    made.options, made.seconds = job.options, 3600.0
+    records.write(job.file(out), made)
+    lines = [ln for ln in estimate.dry_run(jobs, asked, out).splitlines() if "Teacher" in ln]
+    assert [line.split("|")[-2].strip() for line in lines] == ["60.2", "0.2", "0.2"]
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,23 @@ def test_one_training_for_all_seeds_has_no_spread(tmp_path: Path) -> None:
     assert "0.4000 ±" not in text
 
 
+def test_runs_of_an_earlier_state_of_the_file_are_left_out(tmp_path: Path) -> None:
+    values = {"Scratch": {0: 0.1}, "CD": {0: 0.5}, "RCEKD": {0: 0.2}}
+    now = {f"d, MF-MF, {row}, seed 0": "now" for row in values}
+    folder = make_bench(tmp_path, values, seeds=[0], trainings=now)
+    for row, seeds in values.items():
+        put(folder, row, 0, seeds[0], training="before" if row == "CD" else "now")
+    assert set(marks(table_of(folder))) == {"Scratch", "RCEKD"}
+    assert "CD: left out seed 0: made as an earlier state of the file asked" in written(folder)
+
+
+def test_a_group_with_fewer_seeds_competes_over_them(tmp_path: Path) -> None:
+    values = {"RCEKD": {0: 0.2, 1: 0.5}, "w/o S": {0: 0.3}, "w/o T": {0: 0.1}}
+    folder = make_bench(tmp_path, values, groups={"w/o S": "ablation", "w/o T": "ablation"})
+    assert marks(table_of(folder, "ablation")) == {"RCEKD": "", "w/o S": "B", "w/o T": ""}
+    assert not any(line.lacks for line in table_of(folder, "ablation").lines)
+
+
 def test_tests_use_the_seeds_that_both_have(tmp_path: Path) -> None:
     values = {"RCEKD": {0: 0.5, 1: 0.6, 2: 0.9}, "CE": {0: 0.3, 2: 0.4, 7: 0.1}, "RD": {9: 0.1}}
     folder = make_bench(tmp_path, values, seeds=[0, 1, 2, 7, 9])

@@ -54,11 +54,15 @@ def dry_run(jobs: Sequence[Job], spec: Spec, out: Path, measure: bool = False) -
     measured = _measured(list(missing.values())) if measure else {}
     expected = _expected_epochs(out)
     lines, left, without = [], 0.0, 0
+    trained = {job.training for job in jobs if job not in to_do}
     for job in jobs:
         waiting = job in to_do
         epoch = measured.get(_key(job))
         seconds = known.get(_key(job)) or (epoch and epoch * min(expected, _most(job)))
         seconds = seconds and seconds + AROUND
+        if waiting and job.training in trained:
+            seconds = AROUND
+        trained.add(job.training)
         if waiting:
             left += seconds or 0.0
             without += seconds is None

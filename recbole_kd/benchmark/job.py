@@ -34,6 +34,7 @@ from recbole_kd.benchmark.records import (
     Record,
 )
 from recbole_kd.errors import KDError
+from recbole_kd.report import model_size
 
 LIBRARIES = ("recbole", "torch", "numpy", "pandas", "scipy")
 
@@ -101,7 +102,7 @@ def _record(
     record = _begin(job)
     record.test_result = dict(test)
     if scorer is not None:
-        record.parameters = sum(p.numel() for p in scorer.model.parameters())
+        record.parameters, _ = model_size(scorer.model)
     train, valid, tested = split.sizes
     record.provenance["data"] = {
         "users": len(split.tokens.users) - 1,
@@ -126,12 +127,12 @@ def _record(
 
 
 def _summarise(record: Record, folder: Path) -> None:
-    """A summary beside a training that was part of another run, or RecBole's; others have one."""
-    file = folder / "summary.json"
-    if not file.is_file() and os.access(folder, os.W_OK):
-        names = ("model", "test_result", "valid_result", "best_epoch", "epochs", "seconds")
-        summary = {"kind": record.kind, **{name: getattr(record, name) for name in names}}
-        checkpoint.write_text(file, json.dumps(summary, indent=1) + "\n")
+    """A summary beside a training that was part of another run, or RecBole's."""
+    if record.kind == DISTILLED or not os.access(folder, os.W_OK):
+        return  # a distillation has written its own
+    names = ("model", "test_result", "valid_result", "best_epoch", "epochs", "seconds")
+    summary = {"kind": record.kind, **{name: getattr(record, name) for name in names}}
+    checkpoint.write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
 
 
 def _begin(job: Job) -> Record:

@@ -60,7 +60,7 @@ class Job:
     @property
     def name(self) -> str:
         """How the job is called in messages."""
-        return f"{self.dataset}, {self.pair}, {self.row}, seed {self.seed}"
+        return records.name_of(self)
 
     def file(self, out: Path) -> Path:
         """Its record in a benchmark's folder."""
@@ -134,9 +134,13 @@ def select(
         chosen = [job for job in chosen if not names or named[job] in names]
     if not chosen:
         raise KDError("--pairs, --methods, --seeds: found no run that is all of these")
-    needed = {(job.dataset, job.pair, before) for job in chosen for before in job.after}
+    needed = {(job.dataset, job.pair, job.seed, before) for job in chosen for before in job.after}
     kept = set(chosen)
-    return [job for job in jobs if job in kept or (job.dataset, job.pair, job.training) in needed]
+    return [
+        job
+        for job in jobs
+        if job in kept or (job.dataset, job.pair, job.seed, job.training) in needed
+    ]
 
 
 def metric_of(job: Job) -> str:

@@ -93,6 +93,15 @@ def file_of(out: Path, dataset: str, pair: str, row: str, seed: int) -> Path:
     return out.joinpath(RECORDS, *parts, f"seed-{seed}.json")
 
 
+def name_of(run: Any) -> str:
+    """How a run is called in messages.
+
+    Args:
+        run: A job or a record.
+    """
+    return f"{run.dataset}, {run.pair}, {run.row}, seed {run.seed}"
+
+
 def file_name(text: str) -> str:
     """A name as the name of a file: ``w/o S`` -> ``w%2Fo S``.
 

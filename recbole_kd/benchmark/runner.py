@@ -80,7 +80,9 @@ def run_benchmark(
 
 def _write_spec(spec: Spec, jobs: Sequence[Job], out: Path, command: str) -> None:
     metric = spec.metric or plan.metric_of(jobs[0])
-    values = {**spec.plain(), "metric": metric, "command": command}
+    # A report of runs that were made in parts leaves out what the file no longer asks for.
+    trainings = {job.name: job.training for job in jobs}
+    values = {**spec.plain(), "metric": metric, "command": command, "trainings": trainings}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     checkpoint.write_text(out / records.SPEC_FILE, text)
 

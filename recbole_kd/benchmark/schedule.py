@@ -62,13 +62,17 @@ class Schedule:
                     self.states[job] = SKIPPED
             self._changed.notify_all()
 
+    def _trainings(self, *states: str) -> set[str]:
+        """What the jobs in some states train; of several that train the same, one is enough."""
+        return {job.training for job, state in self.states.items() if state in states}
+
     def _may_start(self, job: Job) -> bool:
-        running = {j.training for j, state in self.states.items() if state == RUNNING}
-        return job.training not in running and not any(
-            other.training in job.after and state != DONE for other, state in self.states.items()
-        )
+        if job.training in self._trainings(RUNNING):
+            return False
+        missing = set(job.after) - self._trainings(DONE)
+        return not missing & self._trainings(WAITING, RUNNING, FAILED, SKIPPED)
 
     def _lost(self, job: Job) -> bool:
-        """Whether what a waiting job needs has failed."""
-        ended = {j.training for j, state in self.states.items() if state in (FAILED, SKIPPED)}
+        """Whether what a waiting job needs has failed, and nobody else may still make it."""
+        ended = self._trainings(FAILED, SKIPPED) - self._trainings(WAITING, RUNNING, DONE)
         return self.states[job] == WAITING and bool(ended & set(job.after))

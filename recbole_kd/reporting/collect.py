@@ -16,6 +16,7 @@ from recbole_kd.benchmark.records import (
     SPEC_FILE,
     TEACHER,
     Record,
+    name_of,
 )
 from recbole_kd.errors import KDError
 from recbole_kd.options import read_yaml
@@ -204,7 +205,10 @@ def collect(folder: Path, metric: str | None = None, pair: str | None = None) ->
     seeds = _seeds(spec) or tuple(sorted({one.record.seed for one in found}))
     rows = _rows(spec)
     places = _places(spec, found)
-    blocks = [_block(place, rows, found, seeds, asked) for place, asked in places.items()]
+    trainings = {str(k): str(v) for k, v in _mapping(spec, "trainings").items()}
+    blocks = [
+        _block(place, rows, found, seeds, asked, trainings) for place, asked in places.items()
+    ]
     published, wrong = _published(_mapping(spec, "published"))
     return Benchmark(
         folder=folder,
@@ -358,6 +362,7 @@ def _block(
     found: Iterable[Found],
     seeds: tuple[int, ...],
     asked: bool,
+    trainings: Mapping[str, str],
 ) -> Block:
     """The rows of a data set and pair that have a run, and what is missing or odd there.
 
@@ -367,6 +372,7 @@ def _block(
         found: All records.
         seeds: The seeds of the benchmark.
         asked: Whether the file names the data set and the pair.
+        trainings: What each run of the file trains, by the run's name.
     """
     here = [one for one in found if (one.record.dataset, one.record.pair) == place]
     there = [row for row in rows if row.is_for(*place)]
@@ -376,7 +382,7 @@ def _block(
     for row in [*there, *_unnamed(rows, here)]:
         mine = [one for one in here if one.record.row == row.name]
         wanted = _wanted(row, there, seeds)
-        kept, odd = _fitting(row, mine, wanted, split)
+        kept, odd = _fitting(row, mine, wanted, split, trainings)
         runs = {one.record.seed: one.record for one in kept}
         done = {seed: run for seed, run in sorted(runs.items()) if run.status == DONE}
         made = {one.record.seed for one in mine}
@@ -419,7 +425,11 @@ def _gaps(row: Row, absent: Sequence[int], runs: Mapping[int, Record]) -> list[s
 
 
 def _fitting(
-    row: Row, mine: Sequence[Found], wanted: Sequence[int], split: str
+    row: Row,
+    mine: Sequence[Found],
+    wanted: Sequence[int],
+    split: str,
+    trainings: Mapping[str, str],
 ) -> tuple[list[Found], list[str]]:
     """The records of a row that can be averaged, and a line for those that cannot."""
     lines: list[str] = []
@@ -432,6 +442,9 @@ def _fitting(
 
     why = "the file does not ask for it"
     kept = without(mine, [one for one in mine if one.record.seed not in wanted], why)
+    asked = {one.record.seed: trainings.get(name_of(one.record)) for one in kept}
+    odd = [one for one in kept if asked[one.record.seed] not in (None, one.record.training)]
+    kept = without(kept, odd, "made as an earlier state of the file asked")
     done = [one for one in kept if one.record.status == DONE]
     odd = [one for one in done if _split_of(one) not in ("", split)]
     why = "another split of the data than the other rows"

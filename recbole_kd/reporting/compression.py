@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from recbole_kd import deploy
-from recbole_kd.report import top_k_timer
+from recbole_kd.report import model_size, top_k_timer
 from recbole_kd.reporting.collect import MAIN, Block, Row
 
 K = 10
@@ -124,12 +124,12 @@ def _reason(error: Exception) -> str:
 
 
 def _sizes(name: str, seed: int, file: Path, loaded: Any) -> Measured:
-    parameters = list(loaded.model.parameters())
+    parameters, weight_bytes = model_size(loaded.model)
     return Measured(
         row=name,
         seed=seed,
-        parameters=sum(p.numel() for p in parameters),
-        weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        parameters=parameters,
+        weight_bytes=weight_bytes,
         file_bytes=file.stat().st_size,
         data={
             "users": len(loaded.tokens.users) - 1,

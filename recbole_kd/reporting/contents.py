@@ -241,6 +241,7 @@ def _definitions(results: Results) -> list[str]:
         f"({', '.join(RANKING)}); others are not marked. The teacher and reference rows do not "
         "compete.",
         _competing(bench),
+        *_shared(bench),
         "A row 'published' is the number its authors print, in their setting, not a run of ours.",
     ]
     if bench.ours is not None:
@@ -264,6 +265,17 @@ def _definitions(results: Results) -> list[str]:
         "with tokens and train history. Of the first seed of each row.",
     ]
     return [*lines, _latency_note(results)] if results.timed else lines
+
+
+def _shared(bench: Benchmark) -> list[str]:
+    """What it means that one training is behind the seeds of a row, where there is such a row."""
+    if not any(row.is_shared for block in bench.blocks for row in block.rows):
+        return []
+    return [
+        "One training: one and the same trained model is behind all the row's seeds (a teacher in "
+        "a file, or of the file's teacher_seed). It has no spread; spreads and tests by seed of "
+        "students with this teacher are of the students alone."
+    ]
 
 
 def _competing(bench: Benchmark) -> str:

@@ -111,7 +111,8 @@ def make_table(bench: Benchmark, block: Block, group: str, rankings: Rankings) -
     """
     rows = rows_of(bench, block, group)
     ours = next((row for row in rows if row.name == bench.ours), None)
-    seeds = {metric: _compared(rows, ours, metric) for metric in block.metrics}
+    own = block.of_group(group)
+    seeds = {metric: _compared(rows, ours, own, metric) for metric in block.metrics}
     means = {metric: _means(rows, metric, seeds[metric]) for metric in filter(is_ranking, seeds)}
     baselines = []
     if ours is not None and group == MAIN:
@@ -126,13 +127,20 @@ def make_table(bench: Benchmark, block: Block, group: str, rankings: Rankings) -
     return Table(block.dataset, block.pair, group, block.metrics, lines, improvements, tests)
 
 
-def _compared(rows: Sequence[Row], ours: Row | None, metric: str) -> tuple[int, ...]:
-    """The seeds over which rows compete: those of ours, or the most that a student has."""
+def _compared(
+    rows: Sequence[Row], ours: Row | None, own: Sequence[Row], metric: str
+) -> tuple[int, ...]:
+    """The seeds over which rows compete: those of ours, or the most that a student has.
+
+    Beside a group whose rows are asked for with fewer seeds, ours competes over those it shares.
+    """
     students = [row for row in rows if row.is_student]
     found = [tuple(row.values(metric)) for row in ([ours] if ours is not None else students)]
     if not any(found):
         found = [tuple(row.values(metric)) for row in students]
-    return max(found, key=len, default=())
+    most = max(found, key=len, default=())
+    inside = {seed for row in own if row.is_student for seed in row.values(metric)}
+    return tuple(seed for seed in most if seed in inside) or most
 
 
 def _lacking(line: Line, metric: str, seeds: Sequence[int]) -> Line:
