@@ -55,8 +55,8 @@ def hits_at_or_below(ranks: Tensor, length: int, cap: int | None = None) -> Tens
 
 
 def rank_log_weights(length: int, temperature: float) -> Tensor:
-    """Log-weights ``-(r + 1) / T`` of the positions of a list, ``[length]``, float32."""
-    return -torch.arange(1, length + 1).float() / temperature
+    """Log-weights ``-(r + 1) / T`` of the positions of a list, ``[length]``, float64."""
+    return -torch.arange(1, length + 1, dtype=torch.float64) / temperature
 
 
 def gumbel_top_k(log_weights: Tensor, k: int, noise: Tensor, ordered: bool = False) -> Tensor:

@@ -92,7 +92,8 @@ def train(arguments: Sequence[str]) -> int:
 
     options = parse_arguments(_long_options(arguments))
     files = str(options.pop("config_files", "") or "").split()
-    _say(run_recbole_kd(config_file_list=files, command_line=options)["table"])
+    result = run_recbole_kd(config_file_list=files, command_line=options)
+    _say(f"{result['table']}\n\n{result['protocol']}")
     return 0
 
 
@@ -185,7 +186,7 @@ def tune(arguments: Sequence[str]) -> int:
     files = str(options.pop("config_files", "") or "").split()
     own = {key: options.pop(key) for key in SETTINGS if key in options}
     result = run(config_file_list=files, command_line=options, **own)
-    _say(f"{result['table']}\n\nrecipe: {result['recipe']}")
+    _say(f"{result['table']}\n\n{result['protocol']}\n\nrecipe: {result['recipe']}")
     return 0
 
 

@@ -300,7 +300,8 @@ def _check_columns(config: KDConfig, path: Path) -> None:
     if unloaded:
         option = "load_col" if config["load_col"] is not None else "unload_col"
         raise KDError(
-            f"--{option}={config[option]}: {', '.join(unloaded)} is needed from {path.name}"
+            f"--{option}={config[option]}: {', '.join(unloaded)} is needed from {path.name}; "
+            f"allowed is --load_col={{inter: [{', '.join(needed)}]}}"
         )
 
 

@@ -52,7 +52,8 @@ def run_recbole_kd(
     Returns:
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and
         ``test_result`` of the student; ``teacher_test_result`` and ``scratch_test_result``
-        (``None`` where not trained), ``checkpoints``, ``sizes`` and ``table``.
+        (``None`` where not trained), ``checkpoints``, ``sizes``, ``table``, and ``protocol``: the
+        split, the seeds and what was ranked, in words.
 
     Raises:
         KDError: Bad input; one line that names the option or file.
@@ -275,7 +276,6 @@ class Run:
         ]
         metric = self.config["valid_metric"].lower()
         table = report.table(rows, metric, teacher.role if teacher else "")
-        self.log.info("Test results: %s", self._protocol(teacher))
         checkpoints: dict[str, Any] = {
             "student": trained.checkpoint,
             "teacher": teacher.checkpoint if teacher else None,
@@ -300,9 +300,10 @@ class Run:
             "epochs": trained.epochs,
             "seconds": trained.seconds,
             "table": table,
+            "protocol": self._protocol(teacher),
         }
         if trained.folder and writable:
-            summary = json.dumps({**result, "protocol": self._protocol(teacher)}, indent=1) + "\n"
+            summary = json.dumps(result, indent=1) + "\n"
             checkpoint.write_text(trained.folder / "summary.json", summary)
             self.log.info("Written to %s", trained.folder)
         return result

@@ -146,7 +146,7 @@ def rd_weights(golden: Golden, dtype: torch.dtype) -> None:
 
 def rd_static(golden: Golden, _: pytest.MonkeyPatch) -> None:
     weights = position_weights(golden.hp("rd_topk"), golden.hp("rd_T"))
-    assert_close(weights, golden["static_weights"], 1e-6)
+    assert_close(weights, golden["static_weights"], 1e-9)
 
 
 def rd_sampler(golden: Golden, _: pytest.MonkeyPatch) -> None:

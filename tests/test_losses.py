@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recbole_kd.losses import soft_cross_entropy, soft_targets
 from recbole_kd.methods.ce import ce_loss
+from recbole_kd.methods.ftd import ftd_loss
 from recbole_kd.methods.rcekd import rcekd_loss
 from recbole_kd.rows import Rows
 
@@ -385,3 +386,27 @@ def test_cross_entropy_over_an_open_set_bounds_nothing() -> None:
         bound = -ce_loss(student[top].unsqueeze(0), teacher[top].unsqueeze(0), 1.0).item()
         violations += log_ndcg(student, teacher, top) < bound
     assert violations > 5
+
+
+# -- FTD ---------------------------------------------------------------------------------------
+
+
+def test_ftd_keeps_its_digits_where_all_vectors_are_alike() -> None:
+    """The sum over pairs is a millionth of the terms it is made of."""
+    generator = torch.Generator().manual_seed(3)
+    student, teacher = (torch.randn(1500, d, generator=generator) + 8.0 for d in (20, 60))
+    student.requires_grad_()
+
+    def direct(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        s, t = (torch.nn.functional.normalize(v, dim=1) for v in (s, t))
+        return (t @ t.t() - s @ s.t()).square().sum()
+
+    exact_student = student.detach().double().requires_grad_()
+    exact = direct(exact_student, teacher.double())
+    found = ftd_loss(student, teacher)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0.0)
+    (gradient,) = torch.autograd.grad(found, student)
+    (expected,) = torch.autograd.grad(exact, exact_student)
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-4 * scale)

@@ -13,18 +13,19 @@ def ftd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared difference of all cosine similarities, summed over ordered pairs.
 
     The matrices of similarities are never made: with normalised rows ``S`` and ``T``, the sum is
-    ``|T'T|^2 - 2 |T'S|^2 + |S'S|^2``.
+    ``|T'T|^2 - 2 |T'S|^2 + |S'S|^2``. Its terms grow with ``n^2``, the sum with what is different:
+    they are float64, or vectors with a common direction would leave nothing but rounding.
 
     Args:
         student: Student's vectors, ``[n, d]``, with gradient.
         teacher: Teacher's vectors of the same entities, ``[n, D]``.
 
     Returns:
-        Scalar.
+        Scalar, in the type of ``student``.
     """
-    s, t = normalize(student, dim=1), normalize(teacher, dim=1)
+    s, t = normalize(student.double(), dim=1), normalize(teacher.double(), dim=1)
     terms = [(a.t() @ b).square().sum() for a, b in ((t, t), (t, s), (s, s))]
-    return terms[0] - 2 * terms[1] + terms[2]
+    return (terms[0] - 2 * terms[1] + terms[2]).to(student.dtype)
 
 
 class FTD(EmbeddingDistiller):

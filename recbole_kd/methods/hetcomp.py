@@ -71,7 +71,7 @@ class HetComp(Distiller):
         config.number("hetcomp_floor", low=0)
         if config["hetcomp_clamp"] is not None:
             config.number("hetcomp_clamp", low=0, above=True)
-        check_list_length("hetcomp_K", config.whole_number("hetcomp_K", 10), history, True)
+        check_list_length("hetcomp_K", config.whole_number("hetcomp_K", 2), history, True)
 
     @classmethod
     def teacher_list(cls, config: Any) -> tuple[int, bool] | None:
@@ -83,7 +83,8 @@ class HetComp(Distiller):
         """Refuse a teacher with too few; see :meth:`Distiller.check_checkpoints`."""
         asked = config["hetcomp_checkpoints"]
         if found < asked - 1:
-            hint = "allowed is one more than that, or a lower --teacher.save_every"
+            fewer = f"--hetcomp_checkpoints={found + 1}, or " if found else ""
+            hint = f"allowed is {fewer}a lower --teacher.save_every"
             lacks = f"needs {NEEDS['trajectory']}; found {found} before its best epoch"
             raise KDError(f"--hetcomp_checkpoints={asked}: {lacks}; {hint}")
 

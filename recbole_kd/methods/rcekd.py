@@ -125,7 +125,7 @@ class RCEKD(Distiller):
             return closure_log_weights(
                 ranks, self.length, self.k, self.temperature, self.cap, self.target
             )
-        weights = rank_log_weights(self.length, self.temperature)
+        weights = rank_log_weights(self.length, self.temperature).float()
         return weights.to(ranks.device).expand(len(ranks), -1)
 
     def _fill(self, users: Tensor, sets: ClosureSets, teacher_scores: Tensor) -> None:

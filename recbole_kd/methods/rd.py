@@ -28,8 +28,8 @@ def rd_loss(student: Tensor, weights: Tensor) -> Tensor:
 
 
 def position_weights(k: int, temperature: float) -> Tensor:
-    """Static weights, proportional to ``exp(-r / T)`` for ``r = 1..K``: ``[K]``, float32."""
-    return (-torch.arange(1, k + 1, dtype=torch.float64) / temperature).softmax(0).float()
+    """Static weights, proportional to ``exp(-r / T)`` for ``r = 1..K``: ``[K]``, float64."""
+    return (-torch.arange(1, k + 1, dtype=torch.float64) / temperature).softmax(0)
 
 
 def dynamic_weights(
@@ -45,8 +45,8 @@ def dynamic_weights(
         sampled: Student scores of the sampled items, ``[B, n]``.
         n_items: Number of items, padding not counted.
         mu: Sharpness, above 0.
-        offset: What the teacher's rank ``r = 1..K`` is lowered by: 1 in the released code, 0 where
-            both ranks count from 1.
+        offset: What the teacher's rank ``r = 1..K`` is lowered by: 0, for both ranks count from 1;
+            1 in the released code.
 
     Returns:
         Weights, ``[B, K]``, summing to 1 or all 0, in the type of ``student``.
@@ -65,9 +65,9 @@ class RD(Distiller):
 
     The teacher's top-K without train items, weighted by position; from ``rd_start_epoch`` also by
     how much lower the student ranks an item, estimated from items drawn anew at every refresh.
-    Released code (default) and paper differ in the ranks that are compared: the code lowers the
-    teacher's by 1, so that equal ranks still weigh ``tanh(mu)``; ``rd_ranks: paper`` does not. The
-    original is a point-wise sequential model, with K = 10 and 10 epochs of warm-up.
+    Ranks are compared as in the paper; the released code, whose shipped configuration does not run,
+    lowers the teacher's by 1, so that equal ranks still weigh ``tanh(mu)``: ``rd_ranks: released``.
+    The original is a point-wise sequential model, with K = 10 and 10 epochs of warm-up.
     """
 
     kept = ("sampled",)
@@ -93,7 +93,7 @@ class RD(Distiller):
         self.k, self.samples, self.mu = config["rd_K"], config["rd_samples"], config["rd_mu"]
         self.start_epoch = config["rd_start_epoch"]
         self.offset = 1 if config["rd_ranks"] == "released" else 0
-        self.static = position_weights(self.k, config["rd_T"]).to(self.device)
+        self.static = position_weights(self.k, config["rd_T"]).float().to(self.device)
         self.sampled = self.table(self.samples, torch.int32)
 
     def refresh(self, epoch: int) -> dict[str, float]:

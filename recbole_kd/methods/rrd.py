@@ -71,7 +71,7 @@ class RRD(Distiller):
     def _log_weights(self, scores: Tensor) -> Tensor:
         if self.weights == "score":
             return scores / self.temperature
-        weights = rank_log_weights(self.length, self.temperature).to(scores.device)
+        weights = rank_log_weights(self.length, self.temperature).to(scores)
         return weights.expand(len(scores), -1)
 
     def _uniform_of(self, users: Tensor, epoch: int, rows: Tensor, width: int) -> Tensor:
