@@ -17,6 +17,7 @@ from recbole_kd.config import KDConfig
 from recbole_kd.errors import KDError, did_you_mean
 from recbole_kd.history import UserHistory
 from recbole_kd.sequences import ExactTime, FullSequenceDataset, round_time
+from recbole_kd.splitting import ArraySplits
 
 
 @dataclass
@@ -165,7 +166,7 @@ def _build(config: KDConfig) -> tuple[Dataset, tuple[Dataset, ...]]:
     cls = _dataset_class(config)
     if config.sequences:
         cls = _sequence_class(config, cls)
-    cls = type(f"Exact{cls.__name__}", (ExactTime, cls), {})
+    cls = type(f"Exact{cls.__name__}", (ExactTime, ArraySplits, cls), {})
     init_seed(config["split_seed"], config["reproducibility"])
     try:
         dataset = cls(config)

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from recbole.utils import ModelType
 from tabulate import tabulate
 from torch.utils.benchmark import Timer
 
 from recbole_kd.errors import KDError
-from recbole_kd.scoring import Scorer
+from recbole_kd.scoring import Scorer, model_size
 
 TIMED_SECONDS = 0.2
 """Least time for which a model is asked again and again."""
@@ -37,24 +36,6 @@ class Row:
     parameters: int | None
     weight_bytes: int | None
     latency_ms: float | None
-
-
-def model_size(model: Any) -> tuple[int | None, int | None]:
-    """Number of a model's parameters, and their bytes.
-
-    ``None`` for RecBole's traditional models (EASE, ItemKNN, Pop): what they know is computed from
-    the train data and no parameter; the one that they have keeps the optimiser content.
-
-    Args:
-        model: A RecBole model.
-    """
-    if getattr(model, "type", None) is ModelType.TRADITIONAL:
-        return None, None
-    parameters = list(model.parameters())
-    return (
-        sum(p.numel() for p in parameters),
-        sum(p.numel() * p.element_size() for p in parameters),
-    )
 
 
 def make_row(

@@ -18,6 +18,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender.bpr import BPR
 from recbole.model.general_recommender.lightgcn import LightGCN
+from recbole.utils import ModelType
 from torch import Tensor, nn
 
 from recbole_kd import compat
@@ -442,4 +443,22 @@ def sequence_names() -> list[str]:
     """Names of the models that encode any item sequence."""
     return sorted(
         cls.__name__ for cls, adapter in FACTORISED.items() if issubclass(adapter, SequenceScorer)
+    )
+
+
+def model_size(model: Any) -> tuple[int | None, int | None]:
+    """Number of a model's parameters, and their bytes.
+
+    ``None`` for RecBole's traditional models (EASE, ItemKNN, Pop): what they know is computed from
+    the train data and no parameter; the one that they have keeps the optimiser content.
+
+    Args:
+        model: A RecBole model.
+    """
+    if getattr(model, "type", None) is ModelType.TRADITIONAL:
+        return None, None
+    parameters = list(model.parameters())
+    return (
+        sum(p.numel() for p in parameters),
+        sum(p.numel() * p.element_size() for p in parameters),
     )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from recbole_kd.errors import KDError
 from recbole_kd.history import first_rows, ragged
+from recbole_kd.splitting import take
 
 PLACE = "place_in_sequences"
 """Field of a row: place of its target among all interactions by user and time."""
@@ -73,11 +74,6 @@ def round_time(data: Dataset) -> None:
             data.inter_feat.interaction[field] = values.float()
 
 
-def _take(feat: Interaction, index: Tensor) -> Interaction:
-    """Rows of an interaction by index or mask, without RecBole's detour over Python lists."""
-    return Interaction({field: values[index] for field, values in feat.interaction.items()})
-
-
 class FullSequenceDataset(SequentialDataset):
     """RecBole's sequential data set in memory proportional to the interactions.
 
@@ -130,7 +126,7 @@ class FullSequenceDataset(SequentialDataset):
         counts = torch.diff(firsts, append=torch.tensor([len(self.sequences)]))
         self.ranks = torch.arange(len(self.sequences)) - firsts.repeat_interleave(counts)
         targets = (self.ranks > 0).nonzero().squeeze(1)
-        rows = _take(self.sequences, targets)
+        rows = take(self.sequences, targets)
         lengths = self.ranks[targets].clamp_max(self.max_item_list_len)
         rows.update(Interaction({self.item_list_length_field: lengths, PLACE: targets}))
         self.inter_feat = rows
@@ -150,7 +146,7 @@ class FullSequenceDataset(SequentialDataset):
                 f"eval_args.split={self.config['eval_args']['split']}: a user's train interactions "
                 "are not the first ones in time; allowed are splits that train on the past"
             )
-        self.known = _take(self.sequences, known)
+        self.known = take(self.sequences, known)
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         """Rows with their lists, right-padded with 0 to ``MAX_ITEM_LIST_LENGTH``, as RecBole's."""
@@ -201,7 +197,7 @@ class FullSequenceDataset(SequentialDataset):
         back = self._last_places()[self.inter_feat[self.uid_field]] - self.inter_feat[PLACE]
         chosen = back == 0 if kind == "last" else back % self.max_item_list_len == 0
         view = copy.copy(self)
-        view.inter_feat = _take(self.inter_feat, chosen)
+        view.inter_feat = take(self.inter_feat, chosen)
         return view
 
     def interactions(self) -> Dataset:

@@ -43,6 +43,7 @@ READS_RECBOLE = {
     "registry.py",
     "scoring.py",
     "sequences.py",
+    "splitting.py",
     "trainer.py",
     "training.py",
 }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recbole.data.dataset import Dataset
 from tiny import Row, config_for, ml100k_rows, part_pairs, write_dataset, write_parts
 
 from recbole_kd.config import KDConfig
@@ -297,6 +298,34 @@ def test_split_is_the_one_of_recbole_with_that_seed(root: Path, seed: int) -> No
         assert sorted(ours.inter_feat.interaction) == sorted(theirs.inter_feat.interaction)
         for field in theirs.inter_feat.interaction:
             assert torch.equal(ours.inter_feat[field], theirs.inter_feat[field])
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"LS": "valid_and_test"},
+        {"LS": "valid_only"},
+        {"LS": "test_only"},
+        {"RS": [0.8, 0.1, 0.1]},
+        {"RS": [1, 1, 2]},
+        {"RS": [0.5, 0.5, 0.0]},
+        {"RS": [0.05, 0.05, 0.9]},
+    ],
+)
+@pytest.mark.parametrize("field", ["user_id", "item_id"])
+def test_splits_by_group_are_recboles_to_the_row(root: Path, split: Any, field: str) -> None:
+    """Groups of one row among them, in the order in which RecBole meets the groups."""
+    dataset = load_split(config_for(root)).dataset
+    kind, value = next(iter(split.items()))
+
+    def parts(of: type[Dataset]) -> list[Any]:
+        if kind == "LS":
+            return of.leave_one_out(dataset, field, value)
+        return of.split_by_ratio(dataset, value, field)
+
+    for ours, theirs in zip(parts(type(dataset)), parts(Dataset), strict=True):
+        for name, values in theirs.inter_feat.interaction.items():
+            assert torch.equal(ours.inter_feat[name], values)
 
 
 def test_recboles_pickled_cache_is_never_opened(root: Path, tmp_path: Path) -> None:

@@ -111,6 +111,9 @@ def test_a_teacher_made_in_one_pass(name: str, tmp_path: Path) -> None:
     """Whatever ``epochs`` says; found again and opened from its file it is the same."""
     first = run(name, "BPR", tmp_path)
     assert len(epochs_of(first, "teacher")) == 1
+    sizes = {row["role"]: row["parameters"] for row in first["sizes"]}
+    assert sizes["teacher"] is None  # its one parameter is for show
+    assert sizes["student, RCEKD"] > 1000
     file = first["checkpoints"]["teacher"]
     again = run(name, "BPR", tmp_path)
     opened = run(None, "BPR", tmp_path, **{"teacher.checkpoint": file})

@@ -34,7 +34,7 @@ from recbole_kd.benchmark.records import (
     Record,
 )
 from recbole_kd.errors import KDError
-from recbole_kd.report import model_size
+from recbole_kd.scoring import model_size
 
 LIBRARIES = ("recbole", "torch", "numpy", "pandas", "scipy")
 

@@ -83,10 +83,9 @@ class HetComp(Distiller):
         """Refuse a teacher with too few; see :meth:`Distiller.check_checkpoints`."""
         asked = config["hetcomp_checkpoints"]
         if found < asked - 1:
-            fewer = f"--hetcomp_checkpoints={found + 1}, or " if found else ""
-            hint = f"allowed is {fewer}a lower --teacher.save_every"
             lacks = f"needs {NEEDS['trajectory']}; found {found} before its best epoch"
-            raise KDError(f"--hetcomp_checkpoints={asked}: {lacks}; {hint}")
+            hint = f"{found + 1}, or a lower" if found else "a lower"
+            raise KDError(f"--hetcomp_checkpoints={asked}: {lacks}; allowed is {hint} save_every")
 
     def __init__(self, config: Any, *parts: Any, **named: Any):
         super().__init__(config, *parts, **named)

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from recbole_kd import deploy
-from recbole_kd.report import model_size, top_k_timer
+from recbole_kd.report import top_k_timer
 from recbole_kd.reporting.collect import MAIN, Block, Row
+from recbole_kd.scoring import model_size
 
 K = 10
 BATCH = 256
