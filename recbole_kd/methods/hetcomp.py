@@ -83,9 +83,9 @@ class HetComp(Distiller):
         """Refuse a teacher with too few; see :meth:`Distiller.check_checkpoints`."""
         asked = config["hetcomp_checkpoints"]
         if found < asked - 1:
-            lacks = f"needs {NEEDS['trajectory']}; found {found} before its best epoch"
-            hint = f"{found + 1}, or a lower" if found else "a lower"
-            raise KDError(f"--hetcomp_checkpoints={asked}: {lacks}; allowed is {hint} save_every")
+            lacks = f"needs {NEEDS['trajectory']}; found {found} before its best epoch; allowed is"
+            lacks += (f" {found + 1}, or" if found else "") + " a lower --teacher.save_every"
+            raise KDError(f"--hetcomp_checkpoints={asked}: {lacks}")
 
     def __init__(self, config: Any, *parts: Any, **named: Any):
         super().__init__(config, *parts, **named)
