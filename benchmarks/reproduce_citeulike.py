@@ -51,11 +51,12 @@ def main() -> int:
     words = [f"--{key}={value}" for key, value in part.items() if value != "all"]
     words += [] if chosen.jobs is None else [f"--jobs={chosen.jobs}"]
     worst = 0
-    for pair in FILES if chosen.pair == "all" else [chosen.pair]:
-        file = BENCH / FILES[pair]
-        folder = Path("benchmark_runs", file.stem)
-        code = recbole_kd(["benchmark", str(file), f"--pairs={pair}", *words])
-        if code <= FAILED:
+    pairs = list(FILES) if chosen.pair == "all" else [chosen.pair]
+    for name in dict.fromkeys(FILES[pair] for pair in pairs):
+        here = [pair for pair in pairs if FILES[pair] == name]
+        file, folder = BENCH / name, Path("benchmark_runs", Path(name).stem)
+        code = recbole_kd(["benchmark", str(file), f"--pairs={','.join(here)}", *words])
+        for pair in here if code <= FAILED else ():
             code = max(code, recbole_kd(["report", str(folder), f"--pair={pair}", *out]))
         if code > FAILED:
             return code
