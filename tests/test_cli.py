@@ -154,6 +154,13 @@ def test_evaluated_users_without_train_interactions_can_be_kept(command: Command
     assert command(*kept)[0] == 0
 
 
+def test_the_result_says_what_was_ranked_whatever_is_logged(command: Command) -> None:
+    code, out, err = command("--epochs=1", "--state=ERROR")
+    assert code == 0, err
+    assert "student, RCEKD" in out
+    assert "eval_history all" in out
+
+
 @pytest.mark.parametrize("command_name", ["-h", "--help"])
 def test_help(capsys: pytest.CaptureFixture[str], command_name: str) -> None:
     for words in ([], [command_name], ["train", command_name]):
