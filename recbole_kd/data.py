@@ -300,9 +300,14 @@ def _check_columns(config: KDConfig, path: Path) -> None:
     unloaded = [field for field in needed if field not in loaded]
     if unloaded:
         option = "load_col" if config["load_col"] is not None else "unload_col"
+        lacks = ", ".join(unloaded)
+        remedy = {
+            "load_col": f"--load_col={{inter: [{', '.join(needed)}]}}",
+            "unload_col": f"--unload_col without {lacks}",
+        }
         raise KDError(
-            f"--{option}={config[option]}: {', '.join(unloaded)} is needed from {path.name}; "
-            f"allowed is --load_col={{inter: [{', '.join(needed)}]}}"
+            f"--{option}={config[option]}: {lacks} is needed from {path.name}; "
+            f"allowed is {remedy[option]}"
         )
 
 

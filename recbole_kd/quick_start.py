@@ -313,7 +313,10 @@ class Run:
         split = f"split {c['eval_args']['split']} by {c['eval_args']['order']}"
         if c["benchmark_filename"]:
             split = f"ready-made split {c['benchmark_filename']}"
-        text = f"{split}, split_seed {c['split_seed']}, seed {c['seed']}, {ranking(c)}"
+        seeds = f"split_seed {c['split_seed']}, seed {c['seed']}"
+        if self.teacher_config is not None and self.teacher_config["seed"] != c["seed"]:
+            seeds += f" (the teacher's: {self.teacher_config['seed']})"
+        text = f"{split}, {seeds}, {ranking(c)}"
         return f"{text}; the teacher: {teacher.note}" if teacher and teacher.note else text
 
     def _say_changes(self, config: KDConfig) -> None:

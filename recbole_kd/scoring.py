@@ -449,8 +449,8 @@ def sequence_names() -> list[str]:
 def model_size(model: Any) -> tuple[int | None, int | None]:
     """Number of a model's parameters, and their bytes.
 
-    ``None`` for RecBole's traditional models (EASE, ItemKNN, Pop): what they know is computed from
-    the train data and no parameter; the one that they have keeps the optimiser content.
+    ``None`` for RecBole's traditional models (EASE, ItemKNN, Pop): what they learn is kept outside
+    PyTorch's parameters; the one that they have keeps the optimiser content.
 
     Args:
         model: A RecBole model.

@@ -34,7 +34,6 @@ class ArraySplits:
     """
 
     inter_feat: Any
-    logger: Any
 
     def leave_one_out(self, group_by: str | None, leave_one_mode: str) -> list[Any]:
         """The last one or two rows of each group; see RecBole's ``Dataset.leave_one_out``.
@@ -65,7 +64,7 @@ class ArraySplits:
         shares = [ratio / sum(ratios) for ratio in ratios]
         different, which = np.unique(sizes, return_inverse=True)
         ends = np.array([self._calcu_split_ids(int(n), shares) for n in different])  # type: ignore[attr-defined]
-        parts = (ranks[:, None] >= ends.reshape(len(different), -1)[which]).sum(axis=1)
+        parts = (ranks[:, None] >= ends.reshape(len(different), len(shares) - 1)[which]).sum(axis=1)
         return self._copies(order, parts, range(len(ratios)))
 
     def _copies(self, order: Array, parts: Array, places: Sequence[int | None]) -> list[Any]:

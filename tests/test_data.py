@@ -313,9 +313,14 @@ def test_split_is_the_one_of_recbole_with_that_seed(root: Path, seed: int) -> No
     ],
 )
 @pytest.mark.parametrize("field", ["user_id", "item_id"])
-def test_splits_by_group_are_recboles_to_the_row(root: Path, split: Any, field: str) -> None:
-    """Groups of one row among them, in the order in which RecBole meets the groups."""
-    dataset = load_split(config_for(root)).dataset
+def test_splits_by_group_are_recboles_to_the_row(tmp_path: Path, split: Any, field: str) -> None:
+    """Groups of one and two rows among them, in the order in which RecBole meets the groups."""
+    few = [("one", "lonely", 5.0), ("two", "lonely too", 6.0), ("two", "often", 7.0)]
+    often = [(user, "often", 8.0) for user, *_ in ml100k_rows()[:5]]
+    write_dataset(tmp_path, [*few, *ml100k_rows(), *often])
+    dataset = load_split(config_for(tmp_path, empty_users="keep")).dataset
+    sizes = dataset.inter_feat[field].bincount()[1:]
+    assert sizes.min() == 1
     kind, value = next(iter(split.items()))
 
     def parts(of: type[Dataset]) -> list[Any]:

@@ -392,7 +392,7 @@ def test_cross_entropy_over_an_open_set_bounds_nothing() -> None:
 
 
 def test_ftd_keeps_its_digits_where_all_vectors_are_alike() -> None:
-    """The sum over pairs is a millionth of the terms it is made of."""
+    """The sum over pairs is a small part of the terms it is made of."""
     generator = torch.Generator().manual_seed(3)
     student, teacher = (torch.randn(1500, d, generator=generator) + 8.0 for d in (20, 60))
     student.requires_grad_()

@@ -244,7 +244,24 @@ def test_runs_of_an_earlier_state_of_the_file_are_left_out(tmp_path: Path) -> No
     for row, seeds in values.items():
         put(folder, row, 0, seeds[0], training="before" if row == "CD" else "now")
     assert set(marks(table_of(folder))) == {"Scratch", "RCEKD"}
-    assert "CD: left out seed 0: made as an earlier state of the file asked" in written(folder)
+    line = "CD: left out seed 0: made before the file, or the package's defaults, changed"
+    assert line in written(folder)
+
+
+def test_what_the_file_asks_for_now_decides_about_the_split(tmp_path: Path) -> None:
+    """Old runs are more, and of another split; one has another name now, one other options."""
+    values = {"Scratch": {0: 0.1}, "RCEKD": {0: 0.2, 1: 0.3}}
+    now = {f"d, MF-MF, {row}, seed {seed}": "now" for row in values for seed in (0, 1)}
+    folder = make_bench(tmp_path, values, seeds=[0, 1], trainings=now)
+    old = {"training": "before", "provenance": {"split": {"train": "old"}}}
+    new = {"training": "now", "provenance": {"split": {"train": "new"}}}
+    for row in ("Scratch", "CD", "RRD"):
+        put(folder, row, 0, 0.9, **old)
+    put(folder, "RCEKD", 0, 0.2, **new, options={"teacher": {"seed": 0}})
+    put(folder, "RCEKD", 1, 0.3, **new)
+    (line,) = table_of(folder).lines
+    assert line.row.values("ndcg@10") == {0: 0.2, 1: 0.3}
+    assert "CD: left out seed 0" in written(folder)
 
 
 def test_a_group_with_fewer_seeds_competes_over_them(tmp_path: Path) -> None:
@@ -252,6 +269,7 @@ def test_a_group_with_fewer_seeds_competes_over_them(tmp_path: Path) -> None:
     folder = make_bench(tmp_path, values, groups={"w/o S": "ablation", "w/o T": "ablation"})
     assert marks(table_of(folder, "ablation")) == {"RCEKD": "", "w/o S": "B", "w/o T": ""}
     assert not any(line.lacks for line in table_of(folder, "ablation").lines)
+    assert "best student bold, over seed 0 alone" in written(folder)
 
 
 def test_tests_use_the_seeds_that_both_have(tmp_path: Path) -> None:

@@ -319,7 +319,10 @@ def _options(said: Any, place: str) -> dict[str, Any]:
         if {"model", "checkpoint"} & set(nested.get(section, {})):
             raise KDError(f"{place}: found a model for {section}; models are named under pairs")
         if "seed" in nested.get(section, {}):
-            raise KDError(f"{place}: found {section}.seed, which the benchmark sets for each run")
+            hint = "; allowed is teacher_seed beside seeds" if section == "teacher" else ""
+            raise KDError(
+                f"{place}: found {section}.seed, which the benchmark sets for each run{hint}"
+            )
     return nested
 
 

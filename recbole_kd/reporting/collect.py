@@ -374,15 +374,16 @@ def _block(
         asked: Whether the file names the data set and the pair.
         trainings: What each run of the file trains, by the run's name.
     """
-    here = [one for one in found if (one.record.dataset, one.record.pair) == place]
+    here, lines = _as_asked(
+        [one for one in found if (one.record.dataset, one.record.pair) == place], trainings
+    )
     there = [row for row in rows if row.is_for(*place)]
     split = _most(here, _split_of) if any(map(_split_of, here)) else ""
     filled: list[Row] = []
-    lines: list[str] = []
     for row in [*there, *_unnamed(rows, here)]:
         mine = [one for one in here if one.record.row == row.name]
         wanted = _wanted(row, there, seeds)
-        kept, odd = _fitting(row, mine, wanted, split, trainings)
+        kept, odd = _fitting(row, mine, wanted, split, told=bool(trainings))
         runs = {one.record.seed: one.record for one in kept}
         done = {seed: run for seed, run in sorted(runs.items()) if run.status == DONE}
         made = {one.record.seed for one in mine}
@@ -394,6 +395,28 @@ def _block(
     for name in dict.fromkeys(o.record.row for o in here if o.record.row in elsewhere):
         lines.append(f"{name}: left out, the file does not ask for it here")
     return Block(*place, tuple(filled), tuple(lines))
+
+
+def _as_asked(
+    found: Sequence[Found], trainings: Mapping[str, str]
+) -> tuple[list[Found], list[str]]:
+    """The records of what the file asks for now, and a line for each row that has others.
+
+    Args:
+        found: Records.
+        trainings: What each run of the file trains, by the run's name; empty where it is unknown.
+    """
+    if not trainings:
+        return list(found), []
+    kept = [one for one in found if trainings.get(name_of(one.record)) == one.record.training]
+    seeds: dict[str, list[int]] = {}
+    for one in (one for one in found if one not in kept):
+        seeds.setdefault(one.record.row, []).append(one.record.seed)
+    return kept, [
+        f"{row}: left out seed{'s' * (len(odd) > 1)} {', '.join(map(str, sorted(odd)))}: made "
+        "before the file, or the package's defaults, changed"
+        for row, odd in seeds.items()
+    ]
 
 
 def _unnamed(rows: Sequence[Row], here: Iterable[Found]) -> list[Row]:
@@ -429,9 +452,17 @@ def _fitting(
     mine: Sequence[Found],
     wanted: Sequence[int],
     split: str,
-    trainings: Mapping[str, str],
+    told: bool,
 ) -> tuple[list[Found], list[str]]:
-    """The records of a row that can be averaged, and a line for those that cannot."""
+    """The records of a row that can be averaged, and a line for those that cannot.
+
+    Args:
+        row: The row.
+        mine: Its records.
+        wanted: The seeds it is asked for.
+        split: The split of the data set and pair; empty where it is unknown.
+        told: Whether the file has told which records are as it asks; else options have to be equal.
+    """
     lines: list[str] = []
 
     def without(found: Sequence[Found], odd: Sequence[Found], why: str) -> list[Found]:
@@ -442,13 +473,12 @@ def _fitting(
 
     why = "the file does not ask for it"
     kept = without(mine, [one for one in mine if one.record.seed not in wanted], why)
-    asked = {one.record.seed: trainings.get(name_of(one.record)) for one in kept}
-    odd = [one for one in kept if asked[one.record.seed] not in (None, one.record.training)]
-    kept = without(kept, odd, "made as an earlier state of the file asked")
     done = [one for one in kept if one.record.status == DONE]
     odd = [one for one in done if _split_of(one) not in ("", split)]
     why = "another split of the data than the other rows"
     done, kept = without(done, odd, why), [one for one in kept if one not in odd]
+    if told:
+        return kept, lines
     options = _most(done, _options_of, lambda one: _holds(one.record.options, row.options))
     for odd_options in dict.fromkeys(o for o in map(_options_of, done) if o != options):
         odd = [one for one in done if _options_of(one) == odd_options]

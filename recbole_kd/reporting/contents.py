@@ -99,6 +99,10 @@ def _main_grid(bench: Benchmark, table: Table) -> Grid:
     caption += "; best student bold"
     if bench.ours is not None and table.group == MAIN:
         caption += f", best without {bench.ours} underlined"
+    ours = next((ln.row for ln in table.lines if ln.row.name == bench.ours), None)
+    if ours is not None and table.group != MAIN and set(table.compared) < set(ours.runs):
+        caption += f", over seed{'s' * (len(table.compared) > 1)} "
+        caption += f"{', '.join(map(str, table.compared))} alone"
     return Grid(f"{caption}.", ["", "seeds", *table.metrics], rows)
 
 
@@ -286,7 +290,8 @@ def _competing(bench: Benchmark) -> str:
         whose = f"the seeds of {bench.ours}"
     return (
         f"Students compete over {whose}: with a seed less a row is shown with those it has, and "
-        "does not compete; a seed more does not count there."
+        "does not compete; a seed more does not count there. A group beside the main table whose "
+        "rows have fewer seeds competes over those alone, as its caption says."
     )
 
 

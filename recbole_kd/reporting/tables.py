@@ -87,6 +87,7 @@ class Table:
         lines: Its rows.
         improvements: By metric; none without ours or without baseline.
         tests: Ours against each other student with a run, Holm's correction over them.
+        compared: The seeds over which its rows compete.
     """
 
     dataset: str
@@ -96,6 +97,7 @@ class Table:
     lines: list[Line]
     improvements: Mapping[str, Improvement]
     tests: list[Versus]
+    compared: tuple[int, ...] = ()
 
 
 def make_table(bench: Benchmark, block: Block, group: str, rankings: Rankings) -> Table:
@@ -124,7 +126,8 @@ def make_table(bench: Benchmark, block: Block, group: str, rankings: Rankings) -
     # Those that stand beside a group are compared with ours in the main table.
     others = [row for row in block.of_group(group) if row.is_student and row is not ours]
     tests = [] if ours is None else _tests(bench.metric, ours, others, rankings)
-    return Table(block.dataset, block.pair, group, block.metrics, lines, improvements, tests)
+    named = (block.dataset, block.pair, group)
+    return Table(*named, block.metrics, lines, improvements, tests, tuple(needed))
 
 
 def _compared(
