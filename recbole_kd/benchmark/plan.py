@@ -206,7 +206,7 @@ def _of_teacher(spec: Spec, jobs: Sequence[Job]) -> dict[str, int]:
     needing = {job.row: job for job in jobs if job.kind in (TEACHER, DISTILLED)}
     trained = [j for j in needing.values() if not Sources.collect(options=j.options).teacher_files]
     kept = [_config(job, "teacher")["save_every"] for job in trained if job.kind == DISTILLED]
-    options = {"save_every": max([0, *kept])} if any(kept) else {}
+    options = {"save_every": max(kept)} if any(kept) else {}
     if trained and spec.teacher_seed is not None:
         options["seed"] = spec.teacher_seed
     return options

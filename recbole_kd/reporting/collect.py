@@ -408,15 +408,18 @@ def _as_asked(
     """
     if not trainings:
         return list(found), []
-    kept = [one for one in found if trainings.get(name_of(one.record)) == one.record.training]
-    seeds: dict[str, list[int]] = {}
-    for one in (one for one in found if one not in kept):
-        seeds.setdefault(one.record.row, []).append(one.record.seed)
-    return kept, [
-        f"{row}: left out seed{'s' * (len(odd) > 1)} {', '.join(map(str, sorted(odd)))}: made "
-        "before the file, or the package's defaults, changed"
-        for row, odd in seeds.items()
-    ]
+    kept: list[Found] = []
+    others: dict[str, list[Found]] = {}
+    for one in found:
+        asked = trainings.get(name_of(one.record)) == one.record.training
+        (kept if asked else others.setdefault(one.record.row, [])).append(one)
+    why = "made before the file, or the package's defaults, changed"
+    return kept, [_left_out(row, odd, why) for row, odd in others.items()]
+
+
+def _left_out(row: str, odd: Sequence[Found], why: str) -> str:
+    seeds = ", ".join(str(seed) for seed in sorted(one.record.seed for one in odd))
+    return f"{row}: left out seed{'s' * (len(odd) > 1)} {seeds}: {why}"
 
 
 def _unnamed(rows: Sequence[Row], here: Iterable[Found]) -> list[Row]:
@@ -467,8 +470,7 @@ def _fitting(
 
     def without(found: Sequence[Found], odd: Sequence[Found], why: str) -> list[Found]:
         if odd:
-            seeds = ", ".join(str(s) for s in sorted(one.record.seed for one in odd))
-            lines.append(f"{row.name}: left out seed{'s' * (len(odd) > 1)} {seeds}: {why}")
+            lines.append(_left_out(row.name, odd, why))
         return [one for one in found if one not in odd]
 
     why = "the file does not ask for it"

@@ -124,7 +124,7 @@ def make_table(bench: Benchmark, block: Block, group: str, rankings: Rankings) -
     lines = [_lacking(line, bench.metric, needed) for line in lines]
     improvements = {} if ours is None else _improvements(ours, baselines, means)
     # Those that stand beside a group are compared with ours in the main table.
-    others = [row for row in block.of_group(group) if row.is_student and row is not ours]
+    others = [row for row in own if row.is_student and row is not ours]
     tests = [] if ours is None else _tests(bench.metric, ours, others, rankings)
     named = (block.dataset, block.pair, group)
     return Table(*named, block.metrics, lines, improvements, tests, tuple(needed))
