@@ -1,10 +1,12 @@
-"""Building blocks of HSTU in dense tensors: time buckets, relative bias, one block, row groups.
+"""Building blocks of sequential models in dense tensors: HSTU's block and bias, groups of rows.
 
 Axis order is ``[B, T, D]``: rows, slots from the oldest item on, features. Rows are padded on the
 right, so the causal mask alone keeps padding out of every item's output.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -185,3 +187,17 @@ def length_groups(lengths: Tensor, least: int = 8) -> list[Tensor]:
         if full and 2 * length <= ordered[starts[-1]]:
             starts.append(place)
     return list(order.tensor_split(starts[1:]))
+
+
+def in_order(groups: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """What was made by groups of rows, in the order of the rows.
+
+    Args:
+        groups: Indices of each group's rows, ``[G]``, int64, and what was made of them,
+            ``[G, ...]``; each row is in one group.
+
+    Returns:
+        ``[B, ...]``.
+    """
+    rows, parts = zip(*groups, strict=True)
+    return torch.cat(parts)[torch.cat(rows).argsort()]

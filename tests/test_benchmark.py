@@ -632,6 +632,25 @@ def test_records_made_with_other_options_are_gone_at_once(
     assert not {"Teacher", "Scratch", "RCEKD"} & set(by_row(copy))
 
 
+def test_checkpoints_are_not_needed_to_go_on(
+    ran: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, root, _ = ran
+    kept = tmp_path / "kept"
+    shutil.copytree(out, kept, ignore=shutil.ignore_patterns("*.pt", "tensorboard"))
+    new = {"method": "CE", "options": {"ce_K": 10, "student.epochs": 2}}
+    asked = spec.read(write(tmp_path, **{**real(root), "methods": [*ROWS[:3], new]}))
+    started: list[Job] = []
+    monkeypatch.setattr(runner.Runner, "_run", lambda self, job: started.append(job) or "")
+    runner.run_benchmark(asked, kept)
+    assert [job.row for job in started] == ["CE"]
+    before = by_row(kept)["Teacher"]
+    job_module.run(started[0], kept)  # trains the teacher again
+    teacher = json.loads((kept / str(before.folder) / "result.json").read_text(encoding="utf-8"))
+    assert teacher["test_result"] == before.test_result
+    assert (kept / str(before.folder) / "best.pt").is_file()
+
+
 def test_two_at_a_time_are_refused(ran: Any) -> None:
     out, root, _ = ran
     asked = spec.read(write(out.parent, **real(root)))

@@ -15,6 +15,7 @@ from tiny import config_for, ml100k_rows, write_dataset, write_parts
 from torch.nn.functional import cross_entropy
 
 from recbole_kd import load_model, run_recbole_kd
+from recbole_kd.blocks import length_groups
 from recbole_kd.data import Split, load_split
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
@@ -106,6 +107,32 @@ def test_causal_sasrec_is_sasrec_on_all_prefixes(short_root: Path) -> None:
     assert found["causal"][0] == pytest.approx(found["prefix"][0], abs=1e-5)
     for name, gradient in found["prefix"][1].items():
         assert torch.allclose(found["causal"][1][name], gradient, atol=1e-6), name
+
+
+@pytest.mark.parametrize("loss", ["CE", "BPR"])
+def test_rows_in_groups_learn_as_recboles(short_root: Path, loss: str) -> None:
+    """Prefixes of 1 to 20 items in any order: RecBole's states, loss and gradients, not padded."""
+    sampled = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
+    more = {"sequence_training": "prefix", "loss_type": loss, **(sampled if loss == "BPR" else {})}
+    split, model, loader = sasrec(short_root, **more)
+    plain = get_model("SASRec")(model_config := loader.config, split.train)
+    assert model_config["loss_type"] == loss
+    plain.load_state_dict(model.state_dict())
+    batch = next(iter(loader))
+    items, lengths = batch["item_id_list"], batch["item_length"]
+    assert len(length_groups(lengths)) > 2
+    widths: list[int] = []
+    hook = model.trm_encoder.register_forward_pre_hook(lambda _, a: widths.append(a[0].shape[1]))
+    assert torch.allclose(model(items, lengths), plain(items, lengths), atol=1e-6)
+    hook.remove()
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] == int(lengths.max()) < items.shape[1]
+    losses = [m.calculate_loss(batch) for m in (model, plain)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-5)
+    for one in losses:
+        one.backward()
+    for name, weight in plain.named_parameters():
+        assert torch.allclose(dict(model.named_parameters())[name].grad, weight.grad, atol=1e-6)
 
 
 def test_causal_states_are_recboles(root: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from recbole_kd.blocks import (
     BIAS_KINDS,
     HSTUBlock,
     RelativeBias,
+    in_order,
     length_groups,
     next_values,
     time_buckets,
@@ -221,7 +222,7 @@ class HSTU(SequentialRecommender):
         """
         slots = items.shape[1]
         groups = self._groups(items, lengths, times, at)
-        return _in_order(
+        return in_order(
             (rows, F.pad(states, (0, 0, 0, slots - states.shape[1]))) for rows, states in groups
         )
 
@@ -305,7 +306,7 @@ class HSTU(SequentialRecommender):
         """
         last = (lengths - 1).clamp_min(0)
         groups = self._groups(items, lengths, times, at)
-        return _in_order((rows, self.gather_indexes(states, last[rows])) for rows, states in groups)
+        return in_order((rows, self.gather_indexes(states, last[rows])) for rows, states in groups)
 
     def item_vectors(self) -> Tensor:
         """Item vectors, ``[n_items, D]``, of unit length unless ``item_l2_norm`` is off."""
@@ -365,12 +366,6 @@ class HSTU(SequentialRecommender):
     def _last_states(self, interaction: Interaction) -> Tensor:
         items, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         return self.forward(items, lengths, *self._times(interaction))
-
-
-def _in_order(groups: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """What was made by groups, given with the rows of each, in the order of the rows."""
-    rows, parts = zip(*groups, strict=True)
-    return torch.cat(parts)[torch.cat(rows).argsort()]
 
 
 def _exact(name: str, times: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from recbole_kd import compat
-from recbole_kd.blocks import next_values
+from recbole_kd.blocks import in_order, length_groups, next_values
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import full_softmax
@@ -23,6 +24,9 @@ class SASRec(RecBoleSASRec):
     position predicts the item after it, as in the original paper, with RecBole's cross-entropy over
     all items. RecBole encodes every prefix anew for its last state alone. A checkpoint of one opens
     in the other.
+
+    Rows are encoded in groups of similar length, each as wide as its longest row, for what RecBole
+    makes of padding reaches no state. With dropout the draws are other ones than RecBole's.
 
     Args:
         config: Options; RecBole's and ``sequence_training``.
@@ -69,15 +73,45 @@ class SASRec(RecBoleSASRec):
             return super().gather_indexes(output, gather_index)
         return output.gather(1, gather_index.unsqueeze(-1).expand(-1, -1, output.shape[-1]))
 
+    def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
+        """The state after each row's last item, as RecBole's; or after several items of each.
+
+        Args:
+            item_seq: Item ids, ``[B, T]``, int64, oldest first; padding is 0, on the right.
+            item_seq_len: Items of each row, ``[B]``, int64, at least 1; or ``[B, S]``, the numbers
+                of items after which its states are wanted.
+
+        Returns:
+            ``[B, d]`` or ``[B, S, d]``, float.
+        """
+        encode = super().forward
+        if item_seq_len.dim() > 1:
+            return encode(item_seq, item_seq_len)
+        return in_order(
+            (rows, encode(items, item_seq_len[rows]))
+            for rows, items in _groups(item_seq, item_seq_len)
+        )
+
     def calculate_loss(self, interaction: Any) -> Tensor:
         """RecBole's loss of the last position, or the mean over all positions of the batch."""
         if not self.causal:
             return super().calculate_loss(interaction)
-        lengths = interaction[self.ITEM_SEQ_LEN]
-        items = interaction[self.ITEM_SEQ][:, : int(lengths.max())]
-        columns = torch.arange(items.shape[1], device=items.device)
+        items, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         targets = next_values(items, lengths, interaction[self.POS_ITEM_ID])
-        inside = columns < lengths.unsqueeze(1)
-        states = self.forward(items, (columns + 1).expand_as(items))
-        vectors, positives = self.item_embedding.weight, targets[inside]
-        return full_softmax(states[inside], vectors, positives, 1.0, self.budget, skipped=0)
+        states, positives = [], []
+        for rows, cut in _groups(items, lengths):
+            columns = torch.arange(cut.shape[1], device=cut.device)
+            inside = columns < lengths[rows].unsqueeze(1)
+            states.append(self.forward(cut, (columns + 1).expand_as(cut))[inside])
+            positives.append(targets[rows, : cut.shape[1]][inside])
+        vectors = self.item_embedding.weight
+        return full_softmax(
+            torch.cat(states), vectors, torch.cat(positives), 1.0, self.budget, skipped=0
+        )
+
+
+def _groups(items: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of similar length and their items ``[G, t]``, without the columns that are padding."""
+    for rows in length_groups(lengths):
+        longest = int(lengths[rows[0]]) if len(rows) else 0
+        yield rows, items[rows, : max(1, longest)]
