@@ -14,7 +14,7 @@ from recbole.utils import get_model
 from tiny import config_for, ml100k_rows, write_dataset, write_parts
 from torch.nn.functional import cross_entropy
 
-from recbole_kd import load_model, run_recbole_kd
+from recbole_kd import backbones, load_model, run_recbole_kd
 from recbole_kd.blocks import length_groups
 from recbole_kd.data import Split, load_split
 from recbole_kd.errors import KDError
@@ -109,9 +109,12 @@ def test_causal_sasrec_is_sasrec_on_all_prefixes(short_root: Path) -> None:
         assert torch.allclose(found["causal"][1][name], gradient, atol=1e-6), name
 
 
-@pytest.mark.parametrize("loss", ["CE", "BPR"])
-def test_rows_in_groups_learn_as_recboles(short_root: Path, loss: str) -> None:
+@pytest.mark.parametrize(("loss", "slots"), [("CE", 10**6), ("CE", 100), ("BPR", 100)])
+def test_rows_in_groups_learn_as_recboles(
+    short_root: Path, monkeypatch: pytest.MonkeyPatch, loss: str, slots: int
+) -> None:
     """Prefixes of 1 to 20 items in any order: RecBole's states, loss and gradients, not padded."""
+    monkeypatch.setattr(backbones.sasrec, "CACHED_TOKENS", slots)
     sampled = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
     more = {"sequence_training": "prefix", "loss_type": loss, **(sampled if loss == "BPR" else {})}
     split, model, loader = sasrec(short_root, **more)
@@ -121,12 +124,13 @@ def test_rows_in_groups_learn_as_recboles(short_root: Path, loss: str) -> None:
     batch = next(iter(loader))
     items, lengths = batch["item_id_list"], batch["item_length"]
     assert len(length_groups(lengths)) > 2
-    widths: list[int] = []
-    hook = model.trm_encoder.register_forward_pre_hook(lambda _, a: widths.append(a[0].shape[1]))
+    shapes: list[tuple[int, int]] = []
+    hook = model.trm_encoder.register_forward_pre_hook(lambda _, a: shapes.append(a[0].shape[:2]))
     assert torch.allclose(model(items, lengths), plain(items, lengths), atol=1e-6)
     hook.remove()
-    assert widths == sorted(widths, reverse=True)
-    assert widths[0] == int(lengths.max()) < items.shape[1]
+    assert shapes[0][1] == int(lengths.max()) < items.shape[1]
+    assert all(rows * width <= slots for rows, width in shapes)
+    assert sum(rows * width for rows, width in shapes) < 1.5 * int(lengths.sum())
     losses = [m.calculate_loss(batch) for m in (model, plain)]
     assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-5)
     for one in losses:

@@ -16,6 +16,12 @@ from recbole_kd.losses import full_softmax
 
 RecBoleSASRec: Any = compat.import_sequential_models().SASRec
 
+CACHED_TOKENS = 16384
+"""Slots that a CPU encodes at a time: its caches hold what a layer makes of them.
+
+A batch of 2048 rows of 50 items takes less than half the time that it takes at once.
+"""
+
 
 class SASRec(RecBoleSASRec):
     """SASRec (Kang and McAuley, ICDM 2018), as in RecBole: its weights, its states, its scores.
@@ -112,6 +118,9 @@ class SASRec(RecBoleSASRec):
 
 def _groups(items: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of similar length and their items ``[G, t]``, without the columns that are padding."""
-    for rows in length_groups(lengths):
-        longest = int(lengths[rows[0]]) if len(rows) else 0
-        yield rows, items[rows, : max(1, longest)]
+    for alike in length_groups(lengths):
+        longest = max([1, *lengths[alike[:1]].tolist()])
+        most = max(1, CACHED_TOKENS // longest) if items.device.type == "cpu" else len(alike)
+        for rows in alike.split(max(1, most)):
+            cut = max([1, *lengths[rows[:1]].tolist()])
+            yield rows, items[rows, :cut]
