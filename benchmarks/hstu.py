@@ -99,6 +99,7 @@ CANDIDATES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
             ("none", 0.5, 0.05, "256"),
             ("position", 0.2, 0.05, "256"),
             ("position", 0.5, 0.1, "256"),
+            ("none", 0.5, 0.05, "full"),
         ],
         "ml-100k": [
             ("position", 0.2, 0.05, "128"),
