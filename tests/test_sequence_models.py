@@ -14,7 +14,7 @@ from recbole.utils import get_model
 from tiny import config_for, ml100k_rows, write_dataset, write_parts
 from torch.nn.functional import cross_entropy
 
-from recbole_kd import backbones, load_model, run_recbole_kd
+from recbole_kd import load_model, run_recbole_kd
 from recbole_kd.blocks import length_groups
 from recbole_kd.data import Split, load_split
 from recbole_kd.errors import KDError
@@ -87,8 +87,12 @@ def sasrec(root: Path, **more: Any) -> tuple[Split, Any, Any]:
     return split, build_plain(config, split), make_loaders(config, split)[0]
 
 
-def test_causal_sasrec_is_sasrec_on_all_prefixes(short_root: Path) -> None:
+@pytest.mark.parametrize("slots", [10**6, 100])
+def test_causal_sasrec_is_sasrec_on_all_prefixes(
+    short_root: Path, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
     """Whole rows that hold everything, and RecBole's prefix rows: one loss, one gradient."""
+    monkeypatch.setattr("recbole_kd.backbones.sasrec.CACHED_TOKENS", slots)
     found = {}
     for training in ("prefix", "causal"):
         _, model, loader = sasrec(short_root, sequence_training=training)
@@ -114,7 +118,7 @@ def test_rows_in_groups_learn_as_recboles(
     short_root: Path, monkeypatch: pytest.MonkeyPatch, loss: str, slots: int
 ) -> None:
     """Prefixes of 1 to 20 items in any order: RecBole's states, loss and gradients, not padded."""
-    monkeypatch.setattr(backbones.sasrec, "CACHED_TOKENS", slots)
+    monkeypatch.setattr("recbole_kd.backbones.sasrec.CACHED_TOKENS", slots)
     sampled = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
     more = {"sequence_training": "prefix", "loss_type": loss, **(sampled if loss == "BPR" else {})}
     split, model, loader = sasrec(short_root, **more)
@@ -137,6 +141,34 @@ def test_rows_in_groups_learn_as_recboles(
         one.backward()
     for name, weight in plain.named_parameters():
         assert torch.allclose(dict(model.named_parameters())[name].grad, weight.grad, atol=1e-6)
+
+
+def test_a_user_without_items_has_recboles_state_in_any_batch(root: Path) -> None:
+    """Such a row is one column of padding; RecBole lets it attend to all columns."""
+    split, model, loader = sasrec(root, sequence_training="prefix")
+    plain = get_model("SASRec")(loader.config, split.train)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    plain.load_state_dict(model.state_dict())
+    batch = next(iter(loader))
+    for count in (1, 4, 30):
+        items = torch.cat([torch.zeros_like(batch["item_id_list"][:1]), batch["item_id_list"]])
+        lengths = torch.cat([torch.ones_like(batch["item_length"][:1]), batch["item_length"]])
+        items, lengths = items[:count], lengths[:count]
+        assert torch.allclose(model(items, lengths), plain(items, lengths), atol=1e-5)
+    assert model(items[:0], lengths[:0]).shape == (0, model.hidden_size)
+
+
+def test_an_exported_model_takes_any_lengths(root: Path) -> None:
+    _, model, loader = sasrec(root, sequence_training="prefix")
+    model.eval()
+    batch = next(iter(loader))
+    items, lengths = batch["item_id_list"], batch["item_length"]
+    exported = torch.export.export(model, (items[:8], lengths[:8])).module()
+    traced = torch.jit.trace(model, (items[:8], lengths[:8]))
+    others = items[-8:], lengths[-8:]
+    for recorded in (exported, traced):
+        assert torch.allclose(recorded(*others), model(*others), atol=1e-6)
 
 
 def test_causal_states_are_recboles(root: Path) -> None:
