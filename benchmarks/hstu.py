@@ -78,8 +78,10 @@ def _variants(dataset: str) -> dict[str, tuple[str, dict[str, Any]]]:
         "HSTU, no bias": NO_TIME,
     }
     hstus = no_times if dataset == "Beauty" else times | no_times
+    full = {"HSTU, no bias, full softmax": _hstu("none", 0.5, 0.05, "full")}
     return {
         **{name: ("HSTU", {**hstu, **more}) for name, more in hstus.items()},
+        **(full if dataset == "Beauty" else {}),
         "SASRec, causal": ("SASRec", {**sasrec, "sequence_training": "causal"}),
         "SASRec, prefix": (
             "SASRec",
