@@ -65,8 +65,10 @@ def _variants(dataset: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """The models compared, with what was chosen on validation (part ``tune``)."""
     hstu = {**HSTU, "hidden_dropout_prob": 0.5, "linear_dropout_prob": 0.5}
     sasrec = {**SASREC, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2}
+    full = {}
     if dataset == "Beauty":
         hstu["num_negatives"] = 256
+        full = {"HSTU, no bias, full softmax": _hstu("none", 0.5, 0.05, "full")}
         # Not compared on validation: what papers that train SASRec on this file have.
         sasrec |= {"hidden_dropout_prob": 0.5, "attn_dropout_prob": 0.5}
     times = {
@@ -78,10 +80,9 @@ def _variants(dataset: str) -> dict[str, tuple[str, dict[str, Any]]]:
         "HSTU, no bias": NO_TIME,
     }
     hstus = no_times if dataset == "Beauty" else times | no_times
-    full = {"HSTU, no bias, full softmax": _hstu("none", 0.5, 0.05, "full")}
     return {
         **{name: ("HSTU", {**hstu, **more}) for name, more in hstus.items()},
-        **(full if dataset == "Beauty" else {}),
+        **full,
         "SASRec, causal": ("SASRec", {**sasrec, "sequence_training": "causal"}),
         "SASRec, prefix": (
             "SASRec",
@@ -204,13 +205,10 @@ def _write_quality(
     text = (
         f"# {chosen.dataset}: HSTU and SASRec\n\nLeave-one-out, full ranking, the last 50 items of "
         "the history hidden; mean ± sample standard deviation over seeds. Width 64, 2 blocks, 2 "
-        "heads, 50 items, for every model.\n\n"
-        f"{tabulate(rows, headers=heads, tablefmt='github', disable_numparse=True)}\n\n"
-        f"{provenance(chosen.seeds)}\n" + (f"- {chosen.note}\n" if chosen.note else "")
+        "heads, 50 items, for every model."
     )
     out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    _write_page(chosen, out.name, text, heads, rows, chosen.seeds)
 
 
 def citeulike(chosen: Any) -> None:
@@ -240,17 +238,14 @@ def citeulike(chosen: Any) -> None:
                 rows.append([f"HSTU, {role}", *values, size, epoch, best, epochs, seeds])
                 rows.append(["  paper", *(f"{v:.4f}" for v in paper[role])])
             heads = ["model", *names, "parameters", "s/epoch", "s to best", "best epoch", "seeds"]
-            text = (
-                "# CiteULike: HSTU under the RCE-KD paper's protocol\n\n"
-                f"{tabulate(rows, headers=heads, tablefmt='github', disable_numparse=True)}\n\n"
-                f"{provenance(chosen.seeds)}\n- protocol: rcekd (ready-made split, one ranking "
-                "from the train sequence, all held-out items as targets, validation items stay in "
-                "the test ranking, patience 30 on validation NDCG@10)\n"
-                + (f"- {chosen.note}\n" if chosen.note else "")
+            protocol = (
+                "- protocol: rcekd (ready-made split, one ranking from the train sequence, all "
+                "held-out items as targets, validation items stay in the test ranking, patience 30 "
+                "on validation NDCG@10)\n"
             )
             out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-            out.with_suffix(".md").write_text(text, encoding="utf-8")
-            print(text)
+            text = "# CiteULike: HSTU under the RCE-KD paper's protocol"
+            _write_page(chosen, out.name, text, heads, rows, chosen.seeds, protocol)
 
 
 # -- speed -------------------------------------------------------------------------------------
@@ -281,15 +276,20 @@ def _ours(chosen: Any, dataset: str, model: str, **options: Any) -> dict[str, An
     return _process([*command, f"--options={json.dumps({**SAME, **options})}"])
 
 
+def _recbole(chosen: Any, *words: str) -> dict[str, Any]:
+    """RecBole's own SASRec, by its own trainer."""
+    command = [sys.executable, str(PEERS / "recbole_sasrec.py"), f"--batches={chosen.batches}"]
+    sizes = ["--hidden_size=64", "--inner_size=256"]
+    return _process([*command, f"--threads={chosen.threads}", *sizes, *words])
+
+
 def speed(chosen: Any) -> None:
     """Seconds of an epoch and peak memory, side by side in one run on an idle machine."""
     rows: list[list[Any]] = []
     causal = {**SASREC, "sequence_training": "causal"}
-    stock = [sys.executable, str(PEERS / "recbole_sasrec.py"), f"--batches={chosen.batches}"]
-    stock += [f"--threads={chosen.threads}", "--hidden_size=64", "--inner_size=256"]
     first = None
     for name, more in (("", []), (", no anomaly detection", ["--no_anomaly_detection"])):
-        found = _process([*stock, *more])
+        found = _recbole(chosen, *more)
         first = first or found["seconds_per_epoch"]
         rows.append(_row("ml-100k", f"SASRec, RecBole{name}", found, first))
     for name, model, options in (
@@ -320,24 +320,20 @@ def speed(chosen: Any) -> None:
         f"{chosen.batches} batches. Seconds of an epoch are the median of the training epochs, "
         "without evaluation; seconds to the best validation epoch include it. The ratio is against "
         "the first row of the data set. On ml-100k ours trains to the end, with early stopping; on "
-        f"Beauty both for {chosen.epochs} epochs.\n\n"
-        f"{tabulate(rows, headers=heads, tablefmt='github', disable_numparse=True)}\n\n"
-        f"{provenance([0])}\n" + (f"- {chosen.note}\n" if chosen.note else "")
+        f"Beauty both for {chosen.epochs} epochs."
     )
-    _out(chosen, "speed.md").write_text(text, encoding="utf-8")
-    print(text)
+    _write_page(chosen, "speed", text, heads, rows, [0])
 
 
 def prefix(chosen: Any) -> None:
     """SASRec on the same prefix rows, as RecBole encodes them and as this package does."""
     need_data("Beauty", chosen.data_path, chosen.raw, "sequences")
-    stock = [sys.executable, str(PEERS / "recbole_sasrec.py"), f"--batches={chosen.batches}"]
-    stock += [f"--threads={chosen.threads}", "--no_anomaly_detection", "--seed=0"]
     ours = {**SASREC, "sequence_training": "prefix", "train_batch_size": 2048, "epochs": 2}
     rows: list[list[Any]] = []
     for dataset, more in (("ml-100k", {}), ("Beauty", BEAUTY)):
         place = [] if dataset == "ml-100k" else [f"--data_path={chosen.data_path}"]
-        theirs = _process([*stock, f"--dataset={dataset}", *place])
+        same = ("--no_anomaly_detection", "--seed=0", f"--dataset={dataset}")
+        theirs = _recbole(chosen, *same, *place)
         against = theirs["seconds_per_epoch"]
         found = _ours(chosen, dataset, "SASRec", **ours, **more)
         for name, costs in (("RecBole", theirs), ("ours", found)):
@@ -348,12 +344,9 @@ def prefix(chosen: Any) -> None:
         "blocks, 2 heads, 50 items, 2048 rows a batch, full cross-entropy. RecBole pads every row "
         f"to 50 items; its epoch is extrapolated from {chosen.batches} batches, without anomaly "
         "detection. Ours encodes rows of similar length together, without their padding, a part of "
-        "a batch at a time; it is the second of two epochs, without evaluation.\n\n"
-        f"{tabulate(rows, headers=heads, tablefmt='github', disable_numparse=True)}\n\n"
-        f"{provenance([0])}\n" + (f"- {chosen.note}\n" if chosen.note else "")
+        "a batch at a time; it is the second of two epochs, without evaluation."
     )
-    _out(chosen, "prefix.md").write_text(text, encoding="utf-8")
-    print(text)
+    _write_page(chosen, "prefix", text, heads, rows, [0])
 
 
 def _row(data: str, name: str, found: dict[str, Any], against: float) -> list[Any]:
@@ -387,12 +380,9 @@ def scaling(chosen: Any) -> None:
         "bias, 128 negatives, 128 users a batch; median of the epochs after the first.\n\n"
         "A target costs its projections and its negatives, which do not depend on the length, and "
         "its attention, which grows with it: `us/target = a + b * length`. Users cost the same "
-        "each, so an epoch grows with their number; the data with the interactions.\n\n"
-        f"{tabulate(rows, headers=heads, tablefmt='github', disable_numparse=True)}\n\n"
-        f"{provenance([0])}\n" + (f"- {chosen.note}\n" if chosen.note else "")
+        "each, so an epoch grows with their number; the data with the interactions."
     )
-    _out(chosen, "scaling.md").write_text(text, encoding="utf-8")
-    print(text)
+    _write_page(chosen, "scaling", text, heads, rows, [0])
 
 
 def _scaled(chosen: Any, folder: str, users: int, length: int) -> list[Any]:
@@ -414,6 +404,23 @@ def _scaled(chosen: Any, folder: str, users: int, length: int) -> list[Any]:
     targets, seconds = users * length, found["seconds_per_epoch"]
     per_target = f"{seconds / targets * 1e6:.1f}"
     return [users, length, targets, f"{seconds:.2f}", per_target, f"{found['peak_rss_mib']:.0f}"]
+
+
+def _write_page(
+    chosen: Any,
+    name: str,
+    text: str,
+    heads: list[str],
+    rows: list[list[Any]],
+    seeds: list[int],
+    more: str = "",
+) -> None:
+    """Write and print a result: what it is, its table, where it comes from."""
+    table = tabulate(rows, headers=heads, tablefmt="github", disable_numparse=True)
+    note = f"- {chosen.note}\n" if chosen.note else ""
+    page = f"{text}\n\n{table}\n\n{provenance(seeds)}\n{more}{note}"
+    _out(chosen, f"{name}.md").write_text(page, encoding="utf-8")
+    print(page)
 
 
 def _found(out: Path) -> dict[str, list[dict[str, Any]]]:

@@ -189,6 +189,16 @@ def length_groups(lengths: Tensor, least: int = 8) -> list[Tensor]:
     return list(order.tensor_split(starts[1:]))
 
 
+def columns_of(rows: Tensor, lengths: Tensor) -> int:
+    """Columns that hold all of a group's rows, at least one.
+
+    Args:
+        rows: Indices of the rows of a group, the longest row first, ``[G]``, int64; may be empty.
+        lengths: Length of each row, ``[B]``, int64.
+    """
+    return max([1, *lengths[rows[:1]].tolist()])
+
+
 def in_order(groups: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """What was made by groups of rows, in the order of the rows.
 

@@ -17,6 +17,7 @@ from recbole_kd.blocks import (
     BIAS_KINDS,
     HSTUBlock,
     RelativeBias,
+    columns_of,
     in_order,
     length_groups,
     next_values,
@@ -239,7 +240,7 @@ class HSTU(SequentialRecommender):
         clock = self._clock(lengths, times, at)
         for rows in length_groups(lengths):
             # The slots after the longest row would change nothing.
-            cut = max([1, *lengths[rows[:1]].tolist()])
+            cut = columns_of(rows, lengths)
             own = None if clock is None else tuple(t[rows, :cut] for t in clock)
             yield rows, self._encode_group(items[rows, :cut], lengths[rows], own)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recbole_kd import compat
-from recbole_kd.blocks import in_order, length_groups, next_values
+from recbole_kd.blocks import columns_of, in_order, length_groups, next_values
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import full_softmax
@@ -118,8 +118,7 @@ class SASRec(RecBoleSASRec):
 def _groups(items: Tensor, widths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of similar width and their first columns, ``[G, t]``."""
     for alike in length_groups(widths):
-        # A row without items has a column all the same.
-        columns = max([1, *widths[alike[:1]].tolist()])
+        columns = columns_of(alike, widths)
         cached = CACHED_TOKENS // columns if items.device.type == "cpu" else len(alike)
         for rows in alike.split(max(1, cached)):
             yield rows, items[rows, :columns]
