@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_kd import __version__
 from recbole_kd.errors import KDError, did_you_mean
 
 USAGE = """\
@@ -51,6 +52,7 @@ recbole-kd: knowledge distillation for RecBole models
       which method works with which teacher and student
   recbole-kd doctor
       versions, what was adapted, and the command for anything missing
+  recbole-kd --version
 """
 
 
@@ -146,7 +148,10 @@ def _listed(option: str, said: Any, known: Sequence[str]) -> list[str]:
 
 
 def _split(
-    arguments: Sequence[str], command: str, names: Sequence[str], known: Sequence[str]
+    arguments: Sequence[str],
+    command: str,
+    names: Sequence[str],
+    known: Sequence[str] | None = (),
 ) -> tuple[list[str], dict[str, Any]]:
     """The words of a command and its options.
 
@@ -154,7 +159,7 @@ def _split(
         arguments: What was said.
         command: Name of the command, for messages.
         names: Names of the words it takes.
-        known: Options it takes.
+        known: Options it takes; ``None``: it looks at them itself.
 
     Raises:
         KDError: There are other words or options.
@@ -167,8 +172,8 @@ def _split(
         raise KDError(f"{command}: found {len(words)} of the arguments {shown}")
     options = parse_arguments([a for a in arguments if a.startswith("--")])
     for key in options:
-        if key not in known:
-            shown = ", ".join(f"--{name}" for name in known)
+        if known is not None and key not in known:
+            shown = ", ".join(f"--{name}" for name in known) or "none"
             raise KDError(
                 f"{command}: there is no option --{key}.{did_you_mean(key, known)} "
                 f"Allowed are {shown}"
@@ -194,16 +199,10 @@ def convert(arguments: Sequence[str]) -> int:
     """``recbole-kd convert``: raw files to RecBole's atomic files."""
     from recbole_kd.convert import FORMATS
     from recbole_kd.convert import convert as run
-    from recbole_kd.options import parse_arguments
 
-    plain = [a for a in arguments if not a.startswith("--")]
-    if len(plain) != 3:
-        raise KDError(
-            f"convert: found {len(plain)} of the arguments <format> <raw> <out>; "
-            f"formats are {', '.join(FORMATS)}"
-        )
-    options = parse_arguments([a for a in arguments if a.startswith("--")])
-    _say(run(*plain, **options).summary())
+    names = (" | ".join(FORMATS), "raw", "out")
+    (form, raw, out), options = _split(arguments, "convert", names, known=None)
+    _say(run(form, raw, out, **options).summary())
     return 0
 
 
@@ -211,9 +210,8 @@ def export(arguments: Sequence[str]) -> int:
     """``recbole-kd export``: a checkpoint of ours to RecBole's own ``.pth``."""
     from recbole_kd.deploy import export_recbole
 
-    if len(arguments) != 2:
-        raise KDError(f"export: found {len(arguments)} of the arguments <checkpoint> <student.pth>")
-    _say(f"written {export_recbole(*arguments)}")
+    (source, target), _ = _split(arguments, "export", ("checkpoint", "student.pth"))
+    _say(f"written {export_recbole(source, target)}")
     return 0
 
 
@@ -294,6 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words: list[Any] = list(sys.argv[1:] if arguments is None else arguments)
     if not words or {"-h", "--help"} & set(words):
         _say(USAGE)
+        return 0
+    if words == ["--version"]:
+        _say(f"recbole-kd {__version__}")
         return 0
     try:
         command = COMMANDS.get(words[0])

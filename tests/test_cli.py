@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import ml100k_rows, write_dataset, write_inter, write_parts
 
-from recbole_kd import run_recbole_kd
+from recbole_kd import __version__, run_recbole_kd
 from recbole_kd.cli import main
 
 SCRIPT = Path(__file__).resolve().parents[1] / "run_recbole_kd.py"
@@ -170,6 +170,11 @@ def test_help(capsys: pytest.CaptureFixture[str], command_name: str) -> None:
         assert err == ""
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"recbole-kd {__version__}\n"
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
@@ -183,7 +188,8 @@ def test_help(capsys: pytest.CaptureFixture[str], command_name: str) -> None:
         (["convert", "lightgcn"], ["found 1 of the arguments", "citeulike", "lightgcn"]),
         (["convert", "lightgnc", "a", "b"], ["lightgnc"]),
         (["convert", "lightgcn", "a", "b", "--out=c"], ["unknown option 'out'", "overwrite"]),
-        (["export"], ["found 0 of the arguments"]),
+        (["export"], ["found 0 of the arguments", "<checkpoint> <student.pth>"]),
+        (["export", "a", "b.pth", "--force"], ["no option --force", "Allowed are none"]),
         (["export", "nowhere", "b.pth"], ["nowhere"]),
     ],
 )
