@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import yaml
 from recbole.config import Config
-from recbole.utils import ModelType
+from recbole.utils import InputType, ModelType
 
 from recbole_kd import compat
 from recbole_kd.defaults import (
@@ -265,11 +265,25 @@ class KDConfig(Config):
                 f"{self._shown('sequence_training')}={self['sequence_training']}: {self['model']} "
                 f"learns from {trained[0]} rows only; allowed is {trained[0]}"
             )
+        drawn = (self["train_neg_sample_args"] or {}).get("distribution", "none")
+        single = self["MODEL_INPUT_TYPE"] == InputType.POINTWISE
+        if self["sequence_training"] == "causal" and single and drawn != "none":
+            raise KDError(
+                f"{self._shown('train_neg_sample_args')}: found distribution {drawn}; "
+                f"{self['model']} on causal rows would learn them as items of the user; allowed is "
+                f"null, or a section of the other model (--student.train_neg_sample_args)"
+            )
         self.choice("train_windows", ("last", "all"))
         hidden = self.choice("filter_history", (False, True, "all"))
         if hidden and mode != "full":
             raise KDError(
                 f"--filter_history={hidden}: found eval_args.mode={mode}; allowed is full"
+            )
+        asked = self["eval_history"] == "train" and self["eval_targets"] == "next"
+        if asked and self["repeatable"] and self.role != "teacher":
+            raise KDError(
+                "--eval_history=train: found eval_targets=next, where filter_history decides; "
+                "allowed is all"
             )
         if hidden and self["eval_targets"] == "all":
             raise KDError(

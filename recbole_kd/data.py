@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,8 @@ class Split:
         tokens: Tokens by internal id.
         history: Train interactions by user; nothing else enters it.
         fingerprints: Digests of each part's interactions, by token; of the tokens by id; of
-            sequences, also of their order.
+            sequences, also of their order, that of held-out items if later ones are asked for
+            after them.
     """
 
     dataset: Dataset
@@ -75,8 +77,8 @@ class Split:
         """
         if not times or self.history.times is None:
             return self.fingerprints
-        users, items = (t.numpy() for t in self.history.pairs())
-        bits = self.history.times.numpy().view(np.uint64)
+        users, items, _, moments = _in_order(self.parts[0], self.history)
+        bits = moments.double().numpy().view(np.uint64)
         return {**self.fingerprints, "times": fingerprint(users, items, self.tokens, bits)}
 
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
@@ -149,9 +151,8 @@ def load_split(config: KDConfig) -> Split:
     ids = "\n".join([*tokens.users, "", *tokens.items])
     prints["ids"] = hashlib.blake2b(ids.encode(), digest_size=16).hexdigest()
     if isinstance(dataset, SequentialDataset):
-        users, items = history.pairs()
-        places = torch.arange(len(users)) - history.offsets[users]
-        prints["order"] = fingerprint(users.numpy(), items.numpy(), tokens, places.numpy())
+        users, items, places, _ = _in_order(parts[0], history)
+        prints["order"] = fingerprint(users, items, tokens, places)
     if isinstance(dataset, FullSequenceDataset):
         _warn_of_single(parts[0], tokens)
         _warn_of_past(dataset, parts, history)
@@ -159,6 +160,29 @@ def load_split(config: KDConfig) -> Split:
         for data in (dataset, *parts):
             round_time(data)
     return Split(dataset, parts, tokens, history, prints)
+
+
+def _in_order(train: Dataset, history: UserHistory) -> tuple[np.ndarray, np.ndarray, Any, Any]:
+    """All interactions that a ranking may read as a user's sequence.
+
+    Where each held-out item is asked for after those before it, they are in its sequence too.
+
+    Args:
+        train: The train part.
+        history: Its interactions.
+
+    Returns:
+        Users, items and places in the user's sequence, ``[N]`` each, int64, and times, ``[N]``, a
+        tensor, if they are known.
+    """
+    if isinstance(train, FullSequenceDataset):
+        feat = train.sequences
+        times = feat.interaction.get(train.time_field)
+        pairs = feat[train.uid_field], feat[train.iid_field]
+        return pairs[0].numpy(), pairs[1].numpy(), train.ranks.numpy(), times
+    users, items = history.pairs()
+    places = torch.arange(len(users)) - history.offsets[users]
+    return users.numpy(), items.numpy(), places.numpy(), history.times
 
 
 def _build(config: KDConfig) -> tuple[Dataset, tuple[Dataset, ...]]:
@@ -292,9 +316,12 @@ def _check_columns(config: KDConfig, path: Path) -> None:
         _check_time_column(config, path, header.split(separator))
     missing = [field for field in needed if field not in columns]
     if missing or ":" not in header:
+        hint = ""
+        if missing == [config["TIME_FIELD"]]:
+            hint = f" ({missing[0]} orders them; a user's interactions numbered 0, 1, ... will do)"
         raise KDError(
             f"{path} line 1: found columns {', '.join(columns)}; needed are "
-            f"{', '.join(needed)} as 'name:type' separated by {separator!r}"
+            f"{', '.join(needed)} as 'name:type' separated by {separator!r}{hint}"
         )
     loaded = _loaded_columns(config, columns)
     unloaded = [field for field in needed if field not in loaded]
@@ -339,13 +366,21 @@ def _check_users(
                 f"data set {config['dataset']}: the {name} split is empty; "
                 f"found eval_args.split={config['eval_args']['split']}"
             )
-    if config["empty_users"] == "keep":
-        return
     evaluated = torch.cat([p.inter_feat[p.uid_field] for p in parts[1:]]).unique()
     empty = evaluated[history.counts[evaluated] == 0]
-    if len(empty):
+    if not len(empty):
+        return
+    first = tokens.users[int(empty[0])]
+    if config["empty_users"] != "keep":
         raise KDError(
             f"data set {config['dataset']}: {len(empty)} evaluated users have no train interaction "
-            f"(first: '{tokens.users[int(empty[0])]}'); raise user_inter_num_interval, "
+            f"(first: '{first}'); raise user_inter_num_interval, "
             "or set --empty_users=keep to evaluate them all the same"
+        )
+    if config.sequences:
+        logging.getLogger(__name__).warning(
+            "%d evaluated users (first: '%s') have no train interaction: where sequences are read "
+            "from the train part, all items are alike to them, and their ranks are accidents",
+            len(empty),
+            first,
         )

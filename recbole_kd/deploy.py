@@ -22,7 +22,7 @@ from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.registry import backbone_class, recbole_class
 from recbole_kd.scoring import Scorer, SequenceScorer, scorer_for, sequence_names
-from recbole_kd.times import check_unit
+from recbole_kd.times import DAY, check_places, check_unit
 
 EVALUATES = ("KD_DAGFM",)
 """RecBole's models whose constructor calls ``eval`` on an option."""
@@ -220,17 +220,25 @@ class LoadedModel:
             raise KDError("histories: found an empty one; allowed are one or more items in each")
         items = _ids(self.tokens.items, [i for h in histories for i in h], "items")
         moments = None if times is None else _times_of(histories, times)
+        if moments is not None and self._reads_dates():
+            check_places(moments, "times", "")
         users = torch.arange(len(counts))
         history = UserHistory.from_pairs(
             users.repeat_interleave(counts), items, len(users), len(self.tokens.items), moments
         )
         return self._best(history, users, k, filter_history, at)
 
+    def _reads_dates(self) -> bool:
+        """Whether the model learnt from times of which none is near 0."""
+        learnt = self.history.times if getattr(self.model, "uses_time", False) else None
+        return learnt is not None and float(learnt.min()) >= DAY
+
     @torch.no_grad()
     def _best(
         self, history: UserHistory, users: Tensor, k: int, filter_history: bool, at: Any
     ) -> list[list[str]]:
-        if not 0 < k < len(self.tokens.items):
+        whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
+        if not whole or not 0 < k < len(self.tokens.items):
             raise KDError(f"k={k}: allowed are 1 to {len(self.tokens.items) - 1} items")
         moments = self._moments(history, users, at)
         lists: list[list[str]] = []
@@ -290,7 +298,9 @@ def _ids(tokens: list[str], asked: Sequence[str], kind: str) -> Tensor:
     known = {token: i for i, token in enumerate(tokens) if i}
     unknown = [token for token in asked if token not in known]
     if unknown:
-        raise KDError(f"{len(unknown)} unknown {kind}: {', '.join(map(str, unknown[:5]))}")
+        other = [token for token in unknown if not isinstance(token, str)]
+        hint = f" (found {type(other[0]).__name__}; allowed are texts)" if other else ""
+        raise KDError(f"{len(unknown)} unknown {kind}: {', '.join(map(str, unknown[:5]))}{hint}")
     return torch.tensor([known[token] for token in asked], dtype=torch.int64)
 
 

@@ -33,14 +33,15 @@ class ExactTime:
     numbers to [0, 1], as those of ml-100k do, time differences lose their unit.
     """
 
+    uid_field: str
+    iid_field: str
     time_field: str
     inter_feat: Any
     config: Any
 
     def _fill_nan(self) -> None:
         """Refuse a missing time, which RecBole would fill with the mean of all times."""
-        ordered = self.config.sequences or self.config["eval_args"]["order"] == "TO"
-        if ordered and self.time_field in self.inter_feat:
+        if self._ordered() and self.time_field in self.inter_feat:
             missing = int(self.inter_feat[self.time_field].isna().sum())
             if missing:
                 raise KDError(
@@ -48,6 +49,20 @@ class ExactTime:
                     f"of {len(self.inter_feat)} interactions; allowed is a time in each"
                 )
         super()._fill_nan()  # type: ignore[misc]
+
+    def _ordered(self) -> bool:
+        """Whether the order of the interactions decides what is trained."""
+        return self.config.sequences or self.config["eval_args"]["order"] == "TO"
+
+    def _remove_duplication(self) -> None:
+        """As RecBole's, but interactions of the same time keep the order of the file."""
+        keep, exact = self.config["rm_dup_inter"], self.config["exact_time"]
+        if keep is None or not (exact and self._ordered() and self.time_field in self.inter_feat):
+            super()._remove_duplication()  # type: ignore[misc]
+            return
+        pair = [self.uid_field, self.iid_field]
+        ordered = self.inter_feat.sort_values(self.time_field, kind="stable")
+        self.inter_feat = ordered.drop_duplicates(subset=pair, keep=keep)
 
     def _normalize(self) -> None:
         """Scale what ``normalize_all`` names, but not the time."""

@@ -376,7 +376,13 @@ def identity(split: Split) -> Ids:
 
 
 def ranking(config: KDConfig) -> str:
-    """Which items a model's test ranking hides, in words."""
+    """Which items a model's test ranking holds and hides, in words."""
+    mode = config["eval_args"]["mode"]["test"]
+    text = _hidden(config)
+    return text if mode == "full" else f"{text}, ranked among sampled items (eval_args.mode {mode})"
+
+
+def _hidden(config: KDConfig) -> str:
     if config.sequential:
         if config.eval_targets == "next":
             kept = config["filter_history"]

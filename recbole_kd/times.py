@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from recbole_kd.errors import KDError
@@ -11,7 +13,7 @@ MILLISECONDS = 1e11
 """In seconds the year 5138; in milliseconds 1973."""
 
 DAY = 86400
-"""No data of a recommender lie within a day after 0; places in a sequence all do."""
+"""No data of a recommender lie within a day of 0; places in a sequence and scaled times all do."""
 
 
 def check_unit(times: Tensor, where: str) -> None:
@@ -31,6 +33,25 @@ def check_unit(times: Tensor, where: str) -> None:
         raise KDError(
             f"{where}: a time is {largest:.0f}, which looks like milliseconds or a smaller unit; "
             "allowed are seconds"
+        )
+
+
+def check_places(times: Tensor, where: str, instead: str) -> None:
+    """Refuse times that are places in a sequence, or were scaled.
+
+    Args:
+        times: Times of one data set, or of one request, any shape, float64.
+        where: What holds them, for the message.
+        instead: What is allowed beside seconds, for the message.
+
+    Raises:
+        KDError: All of them lie within a day of 0.
+    """
+    largest = float(times.abs().max()) if times.numel() else math.inf
+    if largest < DAY:
+        raise KDError(
+            f"{where}: all times lie within a day of 0 (up to {largest:g}): they look like places "
+            f"in a sequence, or scaled; allowed are seconds{instead}"
         )
 
 
@@ -57,8 +78,4 @@ def check_history(history: UserHistory, where: str, instead: str) -> None:
             f"(normalize_field, normalize_all with exact_time=False); allowed are seconds, or "
             f"{instead}"
         )
-    if float(times.min()) >= 0 and float(times.max()) < DAY:
-        raise KDError(
-            f"{where}: all times lie between 0 and {times.max():g}, within a day: they look "
-            f"like places in a sequence; allowed are seconds, or {instead}"
-        )
+    check_places(times, where, f", or {instead}")

@@ -27,6 +27,7 @@ from recbole_kd.errors import KDError
 from recbole_kd.loaders import check_ranking, make_loaders, say_unread, train_part
 from recbole_kd.registry import SCRATCH, backbone_class
 from recbole_kd.scoring import Scorer, scorer_for
+from recbole_kd.times import check_unit
 from recbole_kd.trainer import RunTrainer, make_trainer
 
 SELECTION_KEYS = {"eval_args", "metric_decimal_place", "repeatable", "shuffle", "worker"}
@@ -139,18 +140,29 @@ def check_data(config: KDConfig, split: Split) -> None:
         split: The split.
 
     Raises:
-        KDError: See the model's ``check_data``, :func:`recbole_kd.loaders.train_part` and
-            :func:`recbole_kd.loaders.check_ranking`.
+        KDError: See the model's ``check_data``, :func:`recbole_kd.loaders.train_part`,
+            :func:`recbole_kd.loaders.check_ranking` and :func:`recbole_kd.times.check_unit`.
     """
     if config.sequential:
         check_ranking(config, split)
         if config["sequence_training"] == "causal":
             train_part(config, split)
+        _check_held_out_times(config, split)
     check = getattr(config.model_class, "check_data", None)
     if check is not None:
         # A distillation query, and a ranking of all held-out items, is at no point in time.
         timeless = config.sources.method != SCRATCH or config.eval_targets == "all"
         check(config, split.history, timeless)
+
+
+def _check_held_out_times(config: KDConfig, split: Split) -> None:
+    """Refuse what cannot be seconds where a state reads it; one such time is always the last."""
+    field = config["TIME_FIELD"]
+    if not config.reads_time or config.eval_targets != "next":
+        return
+    for name, part in zip(("validation", "test"), split.parts[1:], strict=True):
+        if field in part.inter_feat:
+            check_unit(part.inter_feat[field].double(), f"data set {config['dataset']}, {name}")
 
 
 def build_plain(config: KDConfig, split: Split) -> nn.Module:

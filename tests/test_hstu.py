@@ -565,6 +565,34 @@ def test_groups_change_neither_loss_nor_gradients(
     torch.testing.assert_close(last, model.forward(*batch), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["time_and_position", "none"])
+def test_encoding_without_gradient_keeps_to_the_memory_budget(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = loud(make(relative_bias=kind)), rows(80)
+    seen: list[int] = []
+    original = model._encode_group
+
+    def recorded(items: Tensor, *rest: Any) -> Tensor:
+        seen.append(len(items))
+        return original(items, *rest)
+
+    monkeypatch.setattr(model, "_encode_group", recorded)
+    states, last = model.encode(*batch), model.forward(*batch)
+    model.options["memory_budget_gb"] = 30_000 / 2**30
+    seen.clear()
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode(*batch), states, rtol=0, atol=1e-12)
+        torch.testing.assert_close(model.forward(*batch), last, rtol=0, atol=1e-12)
+    assert sum(seen) == 2 * 80
+    # A row of 8 slots, float32: scores of two heads alone are 512 bytes.
+    assert 1 <= min(seen) <= max(seen) < 30_000 // 512
+    assert len(seen) > 2 * len(length_groups(batch[1]))
+    seen.clear()
+    model.encode(*batch)
+    assert len(seen) == len(length_groups(batch[1]))
+
+
 # -- losses -------------------------------------------------------------------------------------
 
 

@@ -426,6 +426,8 @@ def test_the_time_of_the_request_counts(timed: Any) -> None:
         ("untimed", {"histories": [["1"], []]}, "empty"),
         ("untimed", {"histories": []}, "empty"),
         ("untimed", {"histories": [["1"]], "k": 0}, "k=0"),
+        ("untimed", {"histories": [["1"]], "k": 2.5}, "k=2.5"),
+        ("untimed", {"histories": [[50, 1]]}, "50, 1 (found int; allowed are texts)"),
         ("untimed", {"histories": "50"}, "the text '50'"),
         ("untimed", {"histories": ["50", "1"]}, "the text '50'"),
         ("untimed", {"histories": [["1"]], "at": 1e9}, "HSTU does not read the time of a request"),
@@ -441,6 +443,8 @@ def test_the_time_of_the_request_counts(timed: Any) -> None:
         ("timed", {"histories": [["1"]], "times": [[1e9]], "at": 1e12}, "milliseconds"),
         ("timed", {"histories": [["1"]], "times": [[float("nan")]], "at": 1e9}, "nan"),
         ("timed", {"histories": [["1"]], "times": [[1e9]], "at": [1e9, 1e9]}, "2 times for 1"),
+        ("timed", {"histories": [["1", "50"]], "times": [[0, 1]], "at": 1e9}, "places in a seq"),
+        ("timed", {"histories": [["1", "50"]], "times": [[0.1, 0.2]], "at": 0.4}, "scaled"),
     ],
 )
 def test_bad_requests(

@@ -394,6 +394,46 @@ def test_recboles_order_on_request(tmp_path: Path) -> None:
     assert found[True][1] == wanted
 
 
+@pytest.mark.parametrize("keep", ["first", "last"])
+def test_removing_repeats_keeps_the_order_of_equal_times(tmp_path: Path, keep: str) -> None:
+    """Half of ml-100k's interactions share their second with another of the user."""
+    rows = raw_ml100k()
+    write_dataset(tmp_path, rows, "raw")
+    write_dataset(tmp_path, rows + rows[:500], "twice")
+
+    def prints(name: str, **more: Any) -> dict[str, str]:
+        options = {"normalize_all": False, "student": "SASRec", **more}
+        found = load_split(config_for(tmp_path, name=name, **options)).prints(True)
+        return {part: value for part, value in found.items() if part != "ids"}
+
+    assert prints("raw", rm_dup_inter=keep) == prints("raw")
+    if keep == "first":
+        assert prints("twice", rm_dup_inter=keep) == prints("raw")
+
+
+@pytest.mark.parametrize("targets", ["next", "all"])
+def test_fingerprints_know_what_a_state_reads(tmp_path: Path, targets: str) -> None:
+    """Held-out items and times enter states where the next item is asked for, and only there."""
+    counts = Counter(user for user, _, _ in ml100k_rows())
+    rows = sorted((r for r in ml100k_rows() if counts[r[0]] > 14), key=lambda r: (r[0], r[2]))
+    rows = [(u, i, 8e8 + 10 * place) for place, (u, i, _) in enumerate(rows)]
+    ends = [k for k in range(1, len(rows)) if rows[k][0] != rows[k - 1][0]] + [len(rows)]
+    later = [list(rows) for _ in range(3)]
+    for end in ends:
+        (u, a, s), (_, b, t) = rows[end - 2 : end]
+        later[1][end - 2 : end] = [(u, b, s), (u, a, t)]  # the last two, exchanged
+        later[2][end - 1] = (u, b, t + 5)
+    split = {**NEXT, "split": {"RS": [0.6, 0.2, 0.2]}}
+    prints = []
+    for place, version in enumerate(later):
+        write_dataset(tmp_path, version, f"v{place}")
+        options = {"student": "SASRec", "eval_args": split, "eval_targets": targets}
+        loaded = load_split(config_for(tmp_path, name=f"v{place}", **options))
+        prints.append({k: v for k, v in loaded.prints(True).items() if k != "ids"})
+    assert (prints[1] == prints[0]) == (targets == "all")
+    assert (prints[2] == prints[0]) == (targets == "all")
+
+
 def test_normalisation_leaves_times_alone(root: Path) -> None:
     options = {"student": "SASRec", "normalize_all": True}
     exact = load_split(config_for(root, **options))
@@ -449,6 +489,14 @@ def refusal(root: Path, **options: Any) -> str:
             ["--filter_history=all", "DIEN"],
         ),
         ({"student": "DIEN", "eval_targets": "all"}, ["--eval_targets=all", "DIEN", "next"]),
+        (
+            {"eval_history": "train", "eval_targets": "next"},
+            ["--eval_history=train", "eval_targets=next", "filter_history"],
+        ),
+        (
+            {"student": "HSTU", "train_neg_sample_args": {"distribution": "uniform"}},
+            ["--train_neg_sample_args", "uniform", "HSTU", "null"],
+        ),
     ],
 )
 def test_options_are_checked(root: Path, options: dict[str, Any], named: Sequence[str]) -> None:
@@ -487,6 +535,50 @@ def test_a_missing_time_is_not_made_up(tmp_path: Path) -> None:
         assert f"timestamp is missing in 1 of {len(rows)}" in refusal(tmp_path, exact_time=exact)
     # A random split does not ask for times.
     assert len(load_split(config_for(tmp_path)).history.items)
+
+
+@pytest.mark.parametrize(("wrong", "named"), [(8e11, "milliseconds"), (float("inf"), "inf")])
+def test_a_wrong_time_among_the_held_out_is_refused(
+    tmp_path: Path, wrong: float, named: str
+) -> None:
+    rows = ml100k_rows()
+    rows[7] = (*rows[7][:2], wrong)
+    write_dataset(tmp_path, rows)
+    message = refusal(tmp_path, student="HSTU", relative_bias="time_and_position")
+    assert named in message
+    assert "test" in message
+
+
+def test_standardised_times_are_refused(tmp_path: Path) -> None:
+    rows = ml100k_rows()
+    times = np.array([t for _, _, t in rows])
+    times = (times - times.mean()) / times.std()
+    write_dataset(tmp_path, [(u, i, float(t)) for (u, i, _), t in zip(rows, times, strict=True)])
+    assert "scaled" in refusal(tmp_path, student="HSTU", relative_bias="time_and_position")
+
+
+def test_data_without_times_are_told_what_will_do(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "tiny.inter").write_text("user_id:token\titem_id:token\na\tx\n")
+    assert "numbered 0, 1, ..." in refusal(tmp_path, student="HSTU", relative_bias="none")
+
+
+def test_users_without_a_sequence_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ml100k_rows()
+    users = sorted({user for user, _, _ in rows})
+    parts: list[list[Row]] = [[], [], []]
+    for user in users:
+        own = [row for row in rows if row[0] == user]
+        parts[0] += own[:-2] if user not in users[:3] else []
+        parts[1].append(own[-2])
+        parts[2].append(own[-1])
+    write_parts(tmp_path, parts)
+    files = {"benchmark_filename": ["train", "valid", "test"]}
+    load_split(config_for(tmp_path, name="parts", student="SASRec", **files, **KEPT))
+    assert "3 evaluated users" in caplog.text
 
 
 def test_a_user_with_one_interaction_is_named(

@@ -23,6 +23,7 @@ from recbole_kd.blocks import (
     next_values,
     time_buckets,
 )
+from recbole_kd.candidates import chunk_rows
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import full_softmax, sampled_softmax
@@ -238,11 +239,26 @@ class HSTU(SequentialRecommender):
                 "(MAX_ITEM_LIST_LENGTH + output_slots)"
             )
         clock = self._clock(lengths, times, at)
-        for rows in length_groups(lengths):
-            # The slots after the longest row would change nothing.
-            cut = columns_of(rows, lengths)
-            own = None if clock is None else tuple(t[rows, :cut] for t in clock)
-            yield rows, self._encode_group(items[rows, :cut], lengths[rows], own)
+        for group in length_groups(lengths):
+            for rows in group.split(self._rows_at_once(columns_of(group, lengths), len(group))):
+                # The slots after the longest row would change nothing.
+                cut = columns_of(rows, lengths)
+                own = None if clock is None else tuple(t[rows, :cut] for t in clock)
+                yield rows, self._encode_group(items[rows, :cut], lengths[rows], own)
+
+    def _rows_at_once(self, slots: int, rows: int) -> int:
+        """How many of a group's rows are encoded together: what the memory budget holds of them.
+
+        A gradient needs all that was made for any row, whether together or not.
+        """
+        if torch.is_grad_enabled():
+            return max(1, rows)
+        options = self.options
+        heads, time = options["n_heads"], 16 if self.uses_time else 0
+        # Scores of all heads and their activation; bias and buckets; twice u, v, q and k.
+        widths = 2 * heads * (options["attention_dim"] + options["linear_dim"])
+        needed = slots * slots * (8 * heads + time) + 8 * slots * widths
+        return chunk_rows(needed, options["memory_budget_gb"], rows)
 
     def _clock(
         self, lengths: Tensor, times: Tensor | None, at: Tensor | None
