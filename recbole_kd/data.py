@@ -81,6 +81,12 @@ class Split:
         bits = moments.double().numpy().view(np.uint64)
         return {**self.fingerprints, "times": fingerprint(users, items, self.tokens, bits)}
 
+    def train_order(self) -> str:
+        """Digest of the order in which each user's train interactions are read."""
+        users, items = self.history.pairs()
+        places = torch.arange(len(users)) - self.history.offsets[users]
+        return fingerprint(users.numpy(), items.numpy(), self.tokens, places.numpy())
+
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
         """User and item ids of all validation and test interactions, ``[N]`` each, int64."""
         uid, iid = self.dataset.uid_field, self.dataset.iid_field
@@ -107,6 +113,24 @@ def fingerprint(
         places: Place (or time) of each interaction in its user's sequence, ``[N]``, integers, if
             it counts.
     """
+    pairs = pair_hashes(users, items, tokens, places)
+    return hashlib.blake2b(np.sort(pairs).tobytes(), digest_size=16).hexdigest()
+
+
+def pair_hashes(
+    users: np.ndarray, items: np.ndarray, tokens: Tokens, places: np.ndarray | None = None
+) -> np.ndarray:
+    """A 64-bit number of each interaction that does not depend on internal ids.
+
+    Args:
+        users: User ids, ``[N]``.
+        items: Item ids, ``[N]``.
+        tokens: Tokens of the ids.
+        places: See :func:`fingerprint`.
+
+    Returns:
+        ``[N]``, uint64.
+    """
     of_users, of_items = tokens.hashes
     with np.errstate(over="ignore"):
         pairs = of_users[users] * np.uint64(0x9E3779B97F4A7C15)
@@ -115,7 +139,7 @@ def fingerprint(
             pairs += of_items[items]
         else:
             pairs += of_items[items] * np.uint64(0xC2B2AE3D27D4EB4F) + places.astype(np.uint64)
-    return hashlib.blake2b(np.sort(pairs).tobytes(), digest_size=16).hexdigest()
+    return pairs
 
 
 def load_split(config: KDConfig) -> Split:
@@ -153,6 +177,8 @@ def load_split(config: KDConfig) -> Split:
     if isinstance(dataset, SequentialDataset):
         users, items, places, _ = _in_order(parts[0], history)
         prints["order"] = fingerprint(users, items, tokens, places)
+    if config.sequential:
+        require_order(config, history, config["model"])
     if isinstance(dataset, FullSequenceDataset):
         _warn_of_single(parts[0], tokens)
         _warn_of_past(dataset, parts, history)
@@ -259,6 +285,41 @@ def _dataset_class(config: KDConfig) -> type[Dataset]:
         ModelType.KNOWLEDGE: "KnowledgeBasedDataset",
     }
     return getattr(module, by_type.get(config["MODEL_TYPE"], "Dataset"))
+
+
+def require_order(config: KDConfig, history: UserHistory, name: str) -> None:
+    """Refuse to read sequences in the order of a file that has times, unless that was asked for.
+
+    Args:
+        config: Configuration of the run's student.
+        history: Its train interactions.
+        name: The model that reads them as sequences.
+
+    Raises:
+        KDError: Times are in the file, and no source of options leaves them out.
+    """
+    folder, dataset, time = Path(config["data_path"]), config["dataset"], config["TIME_FIELD"]
+    parts = config["benchmark_filename"]
+    path = folder / (f"{dataset}.{parts[0]}.inter" if parts else f"{dataset}.inter")
+    if history.times is not None or time not in _columns(config, path):
+        return
+    if any("load_col" in layer.values for layer in config.sources.layers):
+        logging.getLogger(__name__).warning(
+            "%s reads sequences in the order of the files: load_col leaves %s out", name, time
+        )
+        return
+    named = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], time]
+    raise KDError(
+        f"data set {dataset}: {name} reads sequences, and {time} of {path.name} is not loaded; "
+        f"allowed is --load_col={{inter: [{', '.join(named)}]}}"
+    )
+
+
+def _columns(config: KDConfig, path: Path) -> list[str]:
+    """Names of the columns of an ``.inter`` file."""
+    with path.open(encoding=config["encoding"] or "utf-8") as file:
+        header = file.readline().rstrip("\n")
+    return [field.rpartition(":")[0] or field for field in header.split(config["field_separator"])]
 
 
 def check_files(config: KDConfig) -> None:

@@ -7,9 +7,18 @@ import logging
 import numpy as np
 from torch import Tensor
 
-from recbole_kd.data import Split
+from recbole_kd.data import Split, pair_hashes
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
+
+
+def _secrets(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out interactions, but for repeated ones that the student has in its own train split."""
+    users, items = split.held_out()
+    own_users, own_items = (t.numpy() for t in split.history.pairs())
+    n_items = split.history.n_items
+    new = ~np.isin(users * n_items + items, np.unique(own_users * n_items + own_items))
+    return users[new], items[new]
 
 
 def leaked(split: Split, teacher: UserHistory, user_ids: Tensor, item_ids: Tensor) -> int:
@@ -24,17 +33,29 @@ def leaked(split: Split, teacher: UserHistory, user_ids: Tensor, item_ids: Tenso
         user_ids: Teacher id of every student user id, -1 where unknown.
         item_ids: Teacher id of every student item id, -1 where unknown.
     """
-    users, items = split.held_out()
-    own_users, own_items = (t.numpy() for t in split.history.pairs())
-    n_items = split.history.n_items
-    new = ~np.isin(users * n_items + items, np.unique(own_users * n_items + own_items))
-    users, items = users[new], items[new]
+    users, items = _secrets(split)
     width = teacher.n_items
     seen_users, seen_items = (t.numpy() for t in teacher.pairs())
     theirs = user_ids.numpy()[users], item_ids.numpy()[items]
     known = (theirs[0] > 0) & (theirs[1] > 0)
     held = theirs[0][known] * width + theirs[1][known]
     return int(np.isin(held, np.unique(seen_users * width + seen_items)).sum())
+
+
+def leaked_of(split: Split, trained_on: np.ndarray) -> int:
+    """:func:`leaked`, of a teacher that left only hashes of its train interactions.
+
+    Args:
+        split: The student's split.
+        trained_on: :func:`recbole_kd.data.pair_hashes` of the interactions, ``[N]``, uint64.
+    """
+    return int(np.isin(pair_hashes(*_secrets(split), split.tokens), trained_on).sum())
+
+
+REMEDY = (
+    "train it on this run's split (leave --teacher.checkpoint out), give both the same split_seed "
+    "and eval_args"
+)
 
 
 def guard(
@@ -44,6 +65,7 @@ def guard(
     item_ids: Tensor,
     origin: str,
     allow: bool,
+    remedy: str = REMEDY,
 ) -> int:
     """Refuse a teacher that was trained on the student's validation or test interactions.
 
@@ -54,6 +76,7 @@ def guard(
         item_ids: Teacher id of every student item id.
         origin: Name of the teacher, for the message.
         allow: Whether to go on with a loud warning.
+        remedy: What is allowed beside ``allow_leak``, for the message.
 
     Returns:
         Leaked interactions.
@@ -62,6 +85,29 @@ def guard(
         KDError: There are some and ``allow`` is false.
     """
     count = leaked(split, teacher, user_ids, item_ids)
+    return _refuse(count, split, origin, allow, remedy)
+
+
+def guard_scores(split: Split, trained_on: np.ndarray, origin: str, allow: bool) -> int:
+    """:func:`guard`, for a file of scores that says what its model was trained on.
+
+    Args:
+        split: The student's split.
+        trained_on: See :func:`leaked_of`.
+        origin: The file, for the message.
+        allow: Whether to go on with a loud warning.
+
+    Returns:
+        Leaked interactions.
+
+    Raises:
+        KDError: There are some and ``allow`` is false.
+    """
+    remedy = "allowed is a file of a model that was trained on this run's split"
+    return _refuse(leaked_of(split, trained_on), split, origin, allow, remedy)
+
+
+def _refuse(count: int, split: Split, origin: str, allow: bool, remedy: str) -> int:
     if count == 0:
         return 0
     total = len(split.held_out()[0])
@@ -70,10 +116,7 @@ def guard(
         f"interactions of the student ({count / total:.1%}): its split is another one"
     )
     if not allow:
-        raise KDError(
-            f"{found}; train it on this run's split (leave --teacher.checkpoint out), give both "
-            "the same split_seed and eval_args, or set --allow_leak to go on with wrong numbers"
-        )
+        raise KDError(f"{found}; {remedy}, or set --allow_leak to go on with wrong numbers")
     logging.getLogger(__name__).warning("LEAK ALLOWED: %s. The results are not comparable.", found)
     return count
 

@@ -70,6 +70,8 @@ class ListedTeacher(Teacher):
         super().__init__(known.to(device), items.to(device), history, memory_budget_gb)
         self._missing = torch.full((history.n_users,), UNKNOWN_SCORE)
         if missing_score == "floor":
+            # Whether anybody's list names an item makes no difference to its floor.
+            self.scores_item = torch.arange(history.n_items, device=self.device) > 0
             filled = self.counts.nonzero().squeeze(1)
             lengths = self.counts[filled]
             self._missing[filled] = torch.segment_reduce(lists.scores, "min", lengths=lengths)

@@ -51,7 +51,7 @@ class MixedTeacher(Teacher):
     """The weighted mean of the distributions of several teachers.
 
     The score of an item is ``tau * log sum_k w_k softmax_k(item)``, each softmax over all the items
-    its teacher knows, at temperature ``tau``: the softmax of these scores at ``tau`` over any set
+    its teacher scores, at temperature ``tau``: the softmax of these scores at ``tau`` over any set
     of items is the mean of the distributions on that set, renormalised. A number for each user is
     added, the mean of what the softmaxes took away, so that scores keep the level of the teachers:
     equal teachers give their own scores. An item that one teacher does not know has no probability
@@ -76,10 +76,11 @@ class MixedTeacher(Teacher):
     ):
         users = torch.stack([t.knows_user for t in teachers])
         items = torch.stack([t.knows_item for t in teachers])
+        scored = torch.stack([t.scores_item for t in teachers])
         # Two teachers' scores are in memory while they are added up: half the rows for each pass.
         super().__init__(users.any(0), items.any(0), history, memory_budget_gb / 2)
         self.teachers, self.tau = list(teachers), tau
-        self._unknown_items = ~items
+        self._unknown_items = ~scored
         self._log_weights = shared_log_weights(torch.tensor(weights, device=users.device), users)
         # Lists must be filled for the user of whom the fewest items are known.
         groups = users[:, self.knows_user].unique(dim=1).t()
@@ -127,7 +128,7 @@ class MixedTeacher(Teacher):
             for teacher in self.teachers:
                 scores = teacher.ranking_scores(users)
                 orders = scores > UNKNOWN_SCORE
-                if bool((~orders & teacher.knows_item).any()):  # a list, with items outside it
+                if bool((~orders & teacher.scores_item).any()):  # a list, with items outside it
                     scores = torch.where(orders, scores, teacher.score_all(users))
                 ranked = ranked | (orders & teacher.knows_user[users].unsqueeze(1))
                 yield scores
@@ -162,10 +163,11 @@ class MixedTeacher(Teacher):
     def _log_probabilities(
         self, users: Tensor, scores: Iterable[Tensor], unknown: Iterable[Tensor]
     ) -> Iterator[Tensor]:
-        """Log of each teacher's softmax; ``-inf`` where it does not know the item."""
+        """Log of each teacher's softmax; ``-inf`` where it has no score for the item."""
         for found, hidden, sums in zip(scores, unknown, self.log_sums, strict=True):
             logs = found / self.tau - sums[users].unsqueeze(1)
-            yield logs.masked_fill_(hidden, -torch.inf)
+            # Far below all others is not enough: a level is added before anybody asks again.
+            yield logs.masked_fill_(hidden | (found <= UNKNOWN_SCORE), -torch.inf)
 
 
 class MixedScorer(Scorer):

@@ -7,6 +7,7 @@ which the next run maps instead of reading the file again.
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import itertools
@@ -34,6 +35,9 @@ COLUMNS = ("user", "item", "score")
 ARRAYS = ("offsets", "items", "scores")
 TOKENS = "texts and whole numbers"
 CHUNK_ROWS = 2**20
+TRAINED_ON = "recbole_kd_trained_on"
+"""Where a file that this package wrote keeps hashes of the interactions its model learnt from."""
+
 FORM = "1"
 """Form of a cache folder; another one has another name."""
 
@@ -122,6 +126,37 @@ def open_scores(
     lists = _read_lists(path, users, items, digest)
     _keep(lists, cache)
     return _load(cache, digest) or lists
+
+
+def read_trained_on(path: str | Path) -> Array | None:
+    """Hashes of the interactions that the model behind a score file was trained on.
+
+    Args:
+        path: A score file that :func:`open_scores` has accepted.
+
+    Returns:
+        :func:`recbole_kd.data.pair_hashes`, ``[N]``, uint64; ``None`` where the file has none: it
+        is a ``.csv``, or was written by other tools.
+
+    Raises:
+        KDError: What is in their place is something else.
+    """
+    path, found = Path(path), None
+    try:
+        if path.suffix == ".parquet":
+            with parquet(path).parquet.ParquetFile(path) as file:
+                note = (file.schema_arrow.metadata or {}).get(TRAINED_ON.encode())
+            if note is not None:
+                found = np.frombuffer(base64.b64decode(note, validate=True), dtype="<u8")
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                if TRAINED_ON in arrays.files:
+                    found = arrays[TRAINED_ON]
+    except ValueError as error:
+        raise KDError(f"score file {path}: its {TRAINED_ON} is damaged ({error})") from error
+    if found is not None and (found.dtype != np.uint64 or found.ndim != 1):
+        raise KDError(f"score file {path}: its {TRAINED_ON} is no list of 64-bit numbers")
+    return found
 
 
 def _lists(arrays: Iterable[Array], found: Found, digest: str) -> ScoreLists:
@@ -393,9 +428,11 @@ def _read_npz(path: Path) -> Iterator[Chunk]:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         if isinstance(error, KDError):
             raise
+        # NumPy's reason for refusing a pickle is advice to load it all the same.
+        reason = "" if "pickle" in str(error) else f" ({_reason(error)})"
         raise KDError(
-            f"score file {path}: cannot be read ({_reason(error)}); allowed are plain arrays of "
-            "texts or numbers, no objects"
+            f"score file {path}: cannot be read{reason}; allowed are plain arrays of texts or "
+            "numbers in an .npz archive, no objects"
         ) from error
     shapes = [array.shape for array in (users, items, scores)]
     if len({*shapes}) != 1 or scores.ndim != 1 or scores.dtype.kind not in "fiu":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import zipfile
 from collections.abc import Callable, Iterator
@@ -14,11 +15,13 @@ import pandas as pd
 import torch
 
 from recbole_kd import checkpoint, deploy
-from recbole_kd.data import Tokens
+from recbole_kd.data import Tokens, pair_hashes
 from recbole_kd.errors import KDError
 from recbole_kd.options import SCORE_FILES, is_positive
-from recbole_kd.score_file import COLUMNS, parquet
+from recbole_kd.score_file import COLUMNS, TRAINED_ON, parquet
 from recbole_kd.teacher import UNKNOWN_SCORE, FrozenTeacher
+
+DEFAULT_TOP_K = 500
 
 Array = np.ndarray[Any, Any]
 Rows = tuple[Array, Array, Array]
@@ -52,7 +55,7 @@ class Written:
 def write_scores(
     model: str | Path,
     target: str | Path,
-    top_k: int = 500,
+    top_k: int | None = None,
     mask_train: bool = False,
     memory_budget_gb: float = 0.1,
 ) -> Written:
@@ -63,7 +66,8 @@ def write_scores(
     Args:
         model: A checkpoint of ours or of RecBole, or a run's folder.
         target: The ``.parquet``, ``.csv`` or ``.npz`` file to write; one that is there is replaced.
-        top_k: Items a user; a user with fewer that are not left out has those.
+        top_k: Items a user; a user with fewer that are not left out has those. ``None``: 500, or
+            all items of a smaller catalogue.
         mask_train: Whether train items are left out.
         memory_budget_gb: Working memory of a chunk, in GiB.
 
@@ -75,6 +79,8 @@ def write_scores(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = deploy.load_model(model, device)
     n_items = len(loaded.tokens.items) - 1
+    if top_k is None:
+        top_k = min(DEFAULT_TOP_K, n_items)
     if top_k > n_items:
         raise KDError(f"--top_k={top_k}: the model knows {n_items} items; allowed are 1 to that")
     counts = loaded.history.counts
@@ -93,8 +99,11 @@ def write_scores(
     chunks = count(_rows(teacher, top_k, mask_train))
     first = next(chunks)  # what the model refuses is no fault of the file's
     write = WRITERS[target.suffix]
+    seen = loaded.history.pairs()
+    trained_on = np.unique(pair_hashes(seen[0].numpy(), seen[1].numpy(), loaded.tokens))
     checkpoint.write_bytes_atomically(
-        target, lambda file: write(file, itertools.chain([first], chunks), loaded.tokens)
+        target,
+        lambda file: write(file, itertools.chain([first], chunks), loaded.tokens, trained_on),
     )
     return Written(target, active, rows, len(counts) - 1 - active)
 
@@ -107,7 +116,7 @@ def _check(target: Path, top_k: Any, mask_train: Any, memory_budget_gb: Any) -> 
         raise KDError(f"{target}: is a folder; allowed is a file")
     if target.suffix == ".parquet":
         parquet(target)
-    if type(top_k) is not int or top_k < 1:
+    if top_k is not None and (type(top_k) is not int or top_k < 1):
         raise KDError(f"--top_k={top_k}: allowed are whole numbers above 0")
     if type(mask_train) is not bool:
         raise KDError(f"--mask_train={mask_train}: allowed are True, False")
@@ -125,18 +134,23 @@ def _rows(teacher: FrozenTeacher, top_k: int, mask_train: bool) -> Iterator[Rows
         yield owners.numpy(), items.numpy(), scores.numpy()
 
 
-def _write_parquet(file: IO[bytes], chunks: Iterator[Rows], tokens: Tokens) -> None:
+def _write_parquet(
+    file: IO[bytes], chunks: Iterator[Rows], tokens: Tokens, trained_on: Array
+) -> None:
     arrow = parquet("")
     names = arrow.array(tokens.users), arrow.array(tokens.items)
     kinds = (arrow.string(), arrow.string(), arrow.float32())
-    with arrow.parquet.ParquetWriter(file, arrow.schema(zip(COLUMNS, kinds, strict=True))) as out:
+    note = {TRAINED_ON: base64.b64encode(trained_on.astype("<u8").tobytes())}
+    schema = arrow.schema(zip(COLUMNS, kinds, strict=True), metadata=note)
+    with arrow.parquet.ParquetWriter(file, schema) as out:
         for users, items, scores in chunks:
             columns = [n.take(arrow.array(i)) for n, i in zip(names, (users, items), strict=True)]
             columns.append(arrow.array(scores))
             out.write_table(arrow.table(columns, schema=out.schema))
 
 
-def _write_csv(file: IO[bytes], chunks: Iterator[Rows], tokens: Tokens) -> None:
+def _write_csv(file: IO[bytes], chunks: Iterator[Rows], tokens: Tokens, _: Array) -> None:
+    """A table has no room for a note on what the model was trained on."""
     names = np.array(tokens.users, dtype=object), np.array(tokens.items, dtype=object)
     file.write((",".join(COLUMNS) + "\n").encode())
     for users, items, scores in chunks:
@@ -147,7 +161,7 @@ def _write_csv(file: IO[bytes], chunks: Iterator[Rows], tokens: Tokens) -> None:
         table.to_csv(file, mode="wb", header=False, index=False, float_format="%.9g")
 
 
-def _write_npz(file: IO[bytes], chunks: Iterator[Rows], tokens: Tokens) -> None:
+def _write_npz(file: IO[bytes], chunks: Iterator[Rows], tokens: Tokens, trained_on: Array) -> None:
     """An array's length stands before it: ids of all rows are kept until they are counted."""
     parts = [(u.astype(np.int32), i.astype(np.int32), s) for u, i, s in chunks]
     columns = zip(*parts, strict=True)
@@ -165,8 +179,10 @@ def _write_npz(file: IO[bytes], chunks: Iterator[Rows], tokens: Tokens) -> None:
                 np.lib.format.write_array_header_1_0(member, header)
                 for array in arrays:
                     member.write(array.tobytes())
+        with archive.open(f"{TRAINED_ON}.npy", "w") as member:
+            np.lib.format.write_array(member, trained_on)
 
 
-WRITERS: dict[str, Callable[[IO[bytes], Iterator[Rows], Tokens], None]] = dict(
+WRITERS: dict[str, Callable[[IO[bytes], Iterator[Rows], Tokens, Array], None]] = dict(
     zip(SCORE_FILES, (_write_parquet, _write_csv, _write_npz), strict=True)
 )

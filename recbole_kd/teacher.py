@@ -64,6 +64,8 @@ class Teacher(ABC):
         self.n_known_items = int(knows_item.sum())
         if not self.n_known_items or not bool(knows_user.any()):
             raise KDError("teacher: no user or no item token of the student's data is known to it")
+        self.scores_item = knows_item
+        """Items it has a score for, ``[n_items]``, bool; it may lack an order of some of them."""
         self.trajectory: Sequence[Callable[[], Teacher]] = ()
         """The teacher at earlier epochs, oldest first; a call loads it."""
         self._top: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}

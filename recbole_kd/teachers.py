@@ -13,7 +13,7 @@ from torch import nn
 
 from recbole_kd import checkpoint, deploy, leak, training
 from recbole_kd.config import KDConfig
-from recbole_kd.data import Split
+from recbole_kd.data import Split, require_order
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.listed import ListedTeacher, report_lists
@@ -22,7 +22,7 @@ from recbole_kd.methods.base import NEEDS
 from recbole_kd.mixture import MixedScorer, MixedTeacher
 from recbole_kd.options import SCORE_FILES, TEACHER_FILES, is_positive
 from recbole_kd.registry import methods_without, short_name
-from recbole_kd.score_file import open_scores
+from recbole_kd.score_file import open_scores, read_trained_on
 from recbole_kd.scoring import (
     Scorer,
     cosine_names,
@@ -277,8 +277,16 @@ class TeacherFinder:
             join_tokens(self.split.tokens.items, loaded.tokens.items),
         )
         report_overlap(*ids, self.config.number("min_token_overlap", low=0), path)
-        leak.guard(self.split, loaded.history, *ids, path, self.config["allow_leak"])
+        sequential = getattr(loaded.model.type, "name", "") == "SEQUENTIAL"
+        remedy = leak.REMEDY
+        if sequential and not self.config.sequences:
+            remedy = (
+                f"say --teacher={name} beside the checkpoint, so that the split is a sequence's"
+            )
+        leak.guard(self.split, loaded.history, *ids, path, self.config["allow_leak"], remedy)
         history = translate_history(self.split.history, *ids, loaded.history)
+        if sequential:
+            require_order(self.config, self.split.history, name)
         check = getattr(type(loaded.model), "check_data", None)
         if check is not None:
             check(loaded.config, history, True)
@@ -290,8 +298,10 @@ class TeacherFinder:
         result = self._test(frozen)
         digest = self._digest(checkpoint.digest(file), frozen)
         parts = TeacherParts(frozen, scorer, name, result, str(file), digest)
-        if getattr(loaded.model.type, "name", "") == "SEQUENTIAL":
+        if sequential:
             parts.note = "encodes the train history, without the validation items"
+            # The split of a general student has no order of its own.
+            parts.digest += f" {self.split.train_order()}"
         return parts
 
     def _scorer(self, model: Any, history: UserHistory) -> Scorer:
@@ -320,7 +330,12 @@ class TeacherFinder:
         report_lists(lists, config["min_token_overlap"], missing, path)
         rest = (missing, least, config["device"], config["memory_budget_gb"], path)
         teacher = ListedTeacher(lists, self.split.history, *rest)
-        note = f"{leak.unchecked(path)}, only items of its lists can be found"
+        note = "only items of its lists can be found"
+        trained_on = read_trained_on(path)
+        if trained_on is None:
+            note = f"{leak.unchecked(path)}, {note}"
+        else:
+            leak.guard_scores(self.split, trained_on, path, config["allow_leak"])
         digest = f"{lists.digest}-{missing}-{least}"
         return TeacherParts(teacher, None, "scores", self._test(teacher), path, digest, note)
 

@@ -19,10 +19,11 @@ from kd_helpers import Dataset, World, make_world, options_for, small_options
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recbole_kd import load_model, run_recbole_kd, score_file, training
+from recbole_kd import leak, load_model, run_recbole_kd, score_file, training
 from recbole_kd.errors import KDError
 from recbole_kd.history import UserHistory
 from recbole_kd.listed import ListedTeacher, report_lists
+from recbole_kd.mixture import MixedTeacher
 from recbole_kd.options import SCORE_FILES
 from recbole_kd.registry import SCRATCH, method_class, method_names
 from recbole_kd.score_file import Found, ScoreLists, open_scores
@@ -706,6 +707,28 @@ def test_no_order_is_made_up_of_missing_items(missing: str, world: World) -> Non
 
 
 @pytest.mark.parametrize("missing", ["floor", "mask"])
+def test_a_mixture_treats_items_that_nobody_lists_like_others(missing: str, world: World) -> None:
+    """What another user's list names changes nothing; a masked item of both keeps the mask."""
+    table = {user: {3: 70.0, 4: 69.0, 5: 68.0} for user in range(1, world.history.n_users)}
+    other = {**table, 2: {**table[2], 9: 67.5}}  # someone else's list names item 9
+
+    def scores(first: dict[int, dict[int, float]]) -> torch.Tensor:
+        teachers = [listed(world, t, missing_score=missing) for t in (first, table)]
+        mixture = MixedTeacher(teachers, [0.9, 0.1], 1.0, world.history)
+        asked = torch.tensor([[3, 4, 9, 20]])
+        found = mixture.score(torch.tensor([1]), asked)
+        torch.testing.assert_close(found, mixture.score_all(torch.tensor([1]))[:, asked[0]])
+        return found[0]
+
+    found = scores(table)
+    torch.testing.assert_close(scores(other), found)
+    if missing == "mask":
+        assert (found[2:] == UNKNOWN_SCORE).all()
+    else:
+        torch.testing.assert_close(found, torch.tensor([70.0, 69.0, 68.0, 68.0]))
+
+
+@pytest.mark.parametrize("missing", ["floor", "mask"])
 def test_rce_kd_of_missing_items(missing: str, world: World) -> None:
     table = best_of(world, 12)
     teacher = listed(world, table, missing_score=missing)
@@ -1032,6 +1055,47 @@ def test_users_without_train_interactions_are_left_out(tmp_path: Path) -> None:
     with np.load(tmp_path / "s.npz") as found:
         assert set(found["user"]) == {u for u, _, _ in train}
         assert len(found["score"]) == 5 * written.users
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_of_a_model_of_another_split_is_refused(
+    form: str, tmp_path: Path, nothing_is_trained: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that this package wrote says what its model learnt from; a table has no place."""
+    model = tiny.save("BPR", tmp_path / "model.pt", seed=1)
+    target = tmp_path / f"s{form}"
+    write_scores(model, target, top_k=110)
+    if form == ".csv":
+        with pytest.raises(AssertionError, match="before the refusal"):
+            run(tmp_path / "saved", target)
+        assert "cannot be checked for validation" in caplog.text
+        return
+    student, teacher = tiny.split("BPR"), tiny.split("BPR", seed=1)
+    ids = torch.arange(len(student.tokens.users)), torch.arange(len(student.tokens.items))
+    assert student.tokens.items == teacher.tokens.items
+    count = leak.leaked(student, teacher.history, *ids)
+    assert count > 100
+    with pytest.raises(KDError, match=rf"was trained on {count} of the .*--allow_leak"):
+        run(tmp_path / "saved", target)
+    with pytest.raises(AssertionError, match="before the refusal"):
+        run(tmp_path / "saved", target, allow_leak=True)
+    assert "LEAK ALLOWED" in caplog.text
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_of_a_model_of_this_split_is_no_leak(
+    form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny.save("BPR", tmp_path / "model.pt")
+    target = tmp_path / f"s{form}"
+    write_scores(model, target, top_k=110)
+    result = run(tmp_path / "saved", target, epochs=1)
+    assert ("not checked" in result["protocol"]) == (form == ".csv")
+
+
+def test_a_small_catalogue_is_written_whole(tmp_path: Path) -> None:
+    model = tiny.save("BPR", tmp_path / "model.pt")
+    assert write_scores(model, tmp_path / "s.npz").rows == 60 * 120
 
 
 def test_users_with_few_items_left_have_those(tmp_path: Path) -> None:

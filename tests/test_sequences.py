@@ -20,6 +20,7 @@ from recbole_kd.config import KDConfig
 from recbole_kd.data import Split, load_split
 from recbole_kd.errors import KDError
 from recbole_kd.loaders import make_loaders, train_part
+from recbole_kd.options import Sources
 from recbole_kd.sequences import ExactTime, FullSequenceDataset
 from recbole_kd.training import check_data
 
@@ -522,6 +523,27 @@ def test_a_ready_made_split_of_the_past_is_named(
     files = {"benchmark_filename": ["train", "valid", "test"]}
     load_split(config_for(tmp_path, name="parts", student="SASRec", **files, **KEPT))
     assert "held-out interactions of the ready-made split are older" in caplog.text
+
+
+def test_times_of_ready_made_files_are_not_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RecBole's default loads users and items alone; sequences would be in the files' order."""
+    rows = ml100k_rows()
+    write_parts(tmp_path, [rows[::2], rows[1::4], rows[3::4]])
+
+    def load(student: str, **more: Any) -> Split:
+        files = {"benchmark_filename": ["train", "valid", "test"], "data_path": str(tmp_path)}
+        given = {"student": student, "model": "Scratch", **files, **KEPT, **more}
+        return load_split(KDConfig(Sources.collect(dataset="parts", options=given), "student"))
+
+    for student in ("SASRec", "HSTU"):
+        with pytest.raises(KDError, match=r"--load_col={inter: \[user_id, item_id, timestamp\]}"):
+            load(student)
+    # A model without sequences needs no order, and who says so has the files' own.
+    load("BPR")
+    load("SASRec", load_col={"inter": ["user_id", "item_id"]})
+    assert "in the order of the files" in caplog.text
 
 
 def test_a_missing_time_is_not_made_up(tmp_path: Path) -> None:
