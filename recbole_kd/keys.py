@@ -22,6 +22,7 @@ from recbole_kd.defaults import (
 from recbole_kd.errors import KDError, did_you_mean
 from recbole_kd.options import ROLE_SECTIONS, SCORE_FILES, SECTIONS, Sources, flatten
 from recbole_kd.registry import SCRATCH, backbone_class, short_name
+from recbole_kd.scoring import takes_temperature
 
 UNUSED_RECBOLE_KEYS = {
     "save_dataset",
@@ -116,6 +117,8 @@ def known_keys(sources: Sources) -> dict[str | None, set[str]]:
         if not sources.teacher_files:
             teacher = model_keys(sources.teacher, "--teacher")
             teacher_section = {"checkpoint"} | SECTION_KEYS | (teacher - SEQUENTIAL_KEYS)
+            if sources.teacher and takes_temperature(backbone_class(sources.teacher, "--teacher")):
+                teacher_section |= ROLE_KEYS
     if sources.method == SCRATCH or len(sources.teacher_files) < 2:
         run -= SEVERAL_KEYS
     section = SECTION_KEYS | (student - SEQUENTIAL_KEYS)

@@ -67,10 +67,9 @@ class ScoreTable:
         self._best[users] = best
         self._filled[users] = True
 
-    def missing(self, users: Tensor) -> Tensor:
-        """Those of some users whose scores are not there yet, each once, int64, on the CPU."""
-        users = users.cpu()
-        return users[~self._filled[users]].unique()
+    def lacks(self, users: Tensor) -> Tensor:
+        """Whether the scores of users are not there yet, ``[B]``, bool, on the CPU."""
+        return ~self._filled[users.cpu()]
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores ``[B, K]``, float32, of the items ``[B, K]`` for the users ``[B]``."""

@@ -41,8 +41,9 @@ class Scorer(ABC):
 
     factorised = False
 
-    by_cosine = False
-    """Whether the model scores by cosine, so that another temperature may be asked for."""
+    free_scale = False
+    """Whether the scale of its scores is nothing that it learnt by, so that a temperature may be
+    asked for: cosines, and the scores of models without vectors."""
 
     def __init__(self, model: Any, history: UserHistory):
         self.model = model
@@ -205,7 +206,7 @@ class CosineScorer(FactorScorer):
     """
 
     own_temperature = 0.1
-    by_cosine = True
+    free_scale = True
     made_once = "item_vectors"
 
     def user_vectors(self, users: Tensor) -> Tensor:
@@ -218,11 +219,34 @@ class CosineScorer(FactorScorer):
 
 
 class SequenceScorer(FactorScorer):
-    """A sequence encoder whose output is scored against the item embeddings: SASRec, GRU4Rec."""
+    """A sequence encoder whose output is scored against the item embeddings: SASRec, GRU4Rec.
+
+    A training step, within :meth:`step`, encodes the same users once, whoever asks.
+    """
+
+    _encoded: list[tuple[Tensor, Tensor]] | None = None
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Within this block what is encoded with a gradient is shared."""
+        outer, self._encoded = self._encoded, []
+        try:
+            with super().step():
+                yield
+        finally:
+            self._encoded = outer
 
     def user_vectors(self, users: Tensor) -> Tensor:
         """Encodings of the users' train histories, ``[B, d]``."""
-        return self.encode_history(self.history, users)
+        # Without a gradient nothing is kept: a refresh goes through all users, a timing repeats.
+        shared = self._encoded if torch.is_grad_enabled() else None
+        for asked, vectors in shared or ():
+            if torch.equal(asked, users):
+                return vectors
+        vectors = self.encode_history(self.history, users)
+        if shared is not None:
+            shared.append((users, vectors))
+        return vectors
 
     def encode_history(
         self, history: UserHistory, users: Tensor, at: Tensor | None = None
@@ -257,7 +281,7 @@ class TimedSequenceScorer(SequenceScorer):
     default here too. Item vectors are made once in a :meth:`step`, for the model's own loss too.
     """
 
-    by_cosine = True
+    free_scale = True
     made_once = "item_vectors"
 
     def __init__(self, model: Any, history: UserHistory, temperature: float | None = None):
@@ -296,12 +320,22 @@ class DenseScorer(Scorer):
 
     It serves teachers only: it runs without gradient, and a score row costs what the model's own
     full ranking costs. The state of a user is the id.
+
+    What such a model calls a score has any scale: NeuMF's are probabilities, EASE's and ItemKNN's
+    are sums of weights. They are taken as they are unless a temperature is given.
+
+    Args:
+        model: A RecBole model.
+        history: Train history of every user.
+        temperature: Divides the scores, above 0; ``None``: 1.
     """
 
+    free_scale = True
     pair_budget = 2**21
 
-    def __init__(self, model: Any, history: UserHistory):
+    def __init__(self, model: Any, history: UserHistory, temperature: float | None = None):
         super().__init__(model, history)
+        self.temperature = 1.0 if temperature is None else float(temperature)
         base: type = nn.Module
         for owner in type(model).__mro__:
             if "full_sort_predict" in vars(owner):
@@ -335,7 +369,10 @@ class DenseScorer(Scorer):
     def _pairs(self, users: Tensor, items: Tensor) -> Tensor:
         pairs = self._interaction(users).repeat_interleave(items.shape[1])
         pairs.update(Interaction({self.model.ITEM_ID: items.reshape(-1)}).to(self.device))
-        return self._ask(self.model.predict, pairs).view(items.shape)
+        return self._tempered(self._ask(self.model.predict, pairs).view(items.shape))
+
+    def _tempered(self, scores: Tensor) -> Tensor:
+        return scores if self.temperature == 1 else scores / self.temperature
 
     def _ask(self, method: Callable[[Interaction], Tensor], query: Interaction) -> Tensor:
         try:
@@ -352,7 +389,7 @@ class DenseScorer(Scorer):
         if self._full_sort:
             # A model may hand out a cached tensor: never let a caller mask it in place.
             scores = self._ask(self.model.full_sort_predict, self._interaction(state))
-            return scores.view(-1, self.n_items).clone()
+            return self._tempered(scores.view(-1, self.n_items).clone())
         items = torch.arange(self.n_items, device=self.device).expand(len(state), -1)
         return self.score(state, items)
 
@@ -377,26 +414,27 @@ def scorer_for(model: Any, history: UserHistory, temperature: float | None = Non
     Args:
         model: A RecBole model.
         history: Train history of every user.
-        temperature: Divides the scores of one that scores by cosine; ``None``: the model's own.
+        temperature: Divides the scores of one that has a :attr:`Scorer.free_scale`; ``None``: the
+            model's own.
 
     Raises:
-        KDError: A temperature is given to a model that does not score by cosine.
+        KDError: A temperature is given to a model that has no such scale.
     """
-    if temperature is not None and not scores_by_cosine(type(model)):
+    if temperature is not None and not takes_temperature(type(model)):
         raise KDError(
             f"score_temperature={temperature}: found {type(model).__name__}, whose scores are "
-            f"taken as they are; allowed with {', '.join(cosine_names())}"
+            f"inner products that it learnt by; allowed with {', '.join(cosine_names())} and "
+            "models without vectors"
         )
     if hasattr(model, "make_scorer"):
         return model.make_scorer(history)
     adapter = factorised_adapter(type(model))
-    return DenseScorer(model, history) if adapter is None else adapter(model, history, temperature)
+    return (adapter or DenseScorer)(model, history, temperature)
 
 
-def scores_by_cosine(cls: type[Any]) -> bool:
-    """Whether the scores of a model class are cosines, over a temperature that can be chosen."""
-    adapter = None if hasattr(cls, "make_scorer") else factorised_adapter(cls)
-    return adapter is not None and adapter.by_cosine
+def takes_temperature(cls: type[Any]) -> bool:
+    """Whether scores of a model class are read over a temperature that can be chosen."""
+    return not hasattr(cls, "make_scorer") and (factorised_adapter(cls) or DenseScorer).free_scale
 
 
 def factorised_adapter(cls: type[Any]) -> type[FactorScorer] | None:
@@ -436,7 +474,7 @@ def factorised_names() -> list[str]:
 
 def cosine_names() -> list[str]:
     """Names of the models that score by cosine."""
-    return sorted(cls.__name__ for cls, adapter in FACTORISED.items() if adapter.by_cosine)
+    return sorted(cls.__name__ for cls, adapter in FACTORISED.items() if adapter.free_scale)
 
 
 def sequence_names() -> list[str]:

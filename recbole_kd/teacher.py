@@ -203,7 +203,8 @@ class FrozenTeacher(Teacher):
 
     Of a model with user and item vectors those are kept. The scores of any other are kept too, as
     a :class:`recbole_kd.score_table.ScoreTable`, if that is within the memory budget; if not, they
-    are computed anew, by chunks of users, whenever a method asks. Rankings ask the model itself.
+    are computed anew, by chunks of users, whenever a method asks. Rankings ask the model itself,
+    and what it answers is kept.
 
     Args:
         scorer: Scorer of the teacher's model, whose history is the *student's* train split in the
@@ -244,7 +245,7 @@ class FrozenTeacher(Teacher):
         self._reorder = None if same else self._item_ids
         self._unknown = None if bool(known_items[1:].all()) else (~known_items).to(device)
         self._factors: tuple[Tensor, Tensor] | None = None
-        self._table: ScoreTable | None = None
+        self._kept: ScoreTable | None = None
         self._table_folder = table_folder
 
     @torch.no_grad()
@@ -299,7 +300,7 @@ class FrozenTeacher(Teacher):
         elif (table := self._filled_table(users)) is not None:
             scores = table.score_all(users)
         else:
-            return self._ask_all(users, UNKNOWN_SCORE)
+            return self._ask_all(users)
         if self._unknown is not None:
             scores.masked_fill_(self._unknown, UNKNOWN_SCORE)
         return scores
@@ -309,17 +310,21 @@ class FrozenTeacher(Teacher):
         """The model's own, whatever is kept of them; see :meth:`Teacher.ranking_scores`."""
         if self.factors() is not None:
             return self.score_all(users)
-        return self._ask_all(users, UNKNOWN_SCORE)
+        return self._ask_all(users)
 
-    def _ask_all(self, users: Tensor, unknown: float) -> Tensor:
-        """The model's own scores of all items, in the student's ids.
-
-        Args:
-            users: User ids, ``[B]``.
-            unknown: Score of the items it does not know.
-        """
+    def _ask_all(self, users: Tensor) -> Tensor:
+        """The model's own scores of all items, in the student's ids; kept if there is room."""
         scores = self.scorer.score_all(self.scorer.encode(self._user_ids[users])).float()
         scores = scores if self._reorder is None else scores[:, self._reorder]
+        if (table := self._table()) is not None:
+            # Of users it does not know nothing is kept: their scores are 0.
+            new = self.knows_user[users] & table.lacks(users).to(users.device)
+            if bool(new.any()):
+                table.keep(users[new], self._filled(scores[new], -torch.inf))
+        return self._filled(scores, UNKNOWN_SCORE)
+
+    def _filled(self, scores: Tensor, unknown: float) -> Tensor:
+        """Scores of all items, those that the teacher does not know at one number."""
         return scores if self._unknown is None else scores.masked_fill(self._unknown, unknown)
 
     @property
@@ -329,19 +334,25 @@ class FrozenTeacher(Teacher):
         factorised = isinstance(self.scorer, FactorScorer)
         return not factorised and size <= self.memory_budget_gb * 2**30
 
-    def _filled_table(self, users: Tensor) -> ScoreTable | None:
-        """Where scores are kept, those of the users in it; ``None``: it would exceed the budget."""
+    def _table(self) -> ScoreTable | None:
+        """Where scores are kept; ``None``: it would exceed the budget."""
         if not self.in_half_precision:
             return None
-        table = self._table
-        if table is None:
+        if self._kept is None:
             sizes = len(self._user_ids), len(self._item_ids)
-            table = self._table = ScoreTable(*sizes, self.device, self._table_folder)
-        # Of users it does not know nothing is kept: their scores are 0.
-        if len(missing := table.missing(users[self.knows_user[users]])):
+            self._kept = ScoreTable(*sizes, self.device, self._table_folder)
+        return self._kept
+
+    def _filled_table(self, users: Tensor) -> ScoreTable | None:
+        """Where scores are kept, those of the users in it."""
+        table = self._table()
+        if table is None:
+            return None
+        known = users[self.knows_user[users]]
+        if len(missing := known[table.lacks(known).to(known.device)].unique()):
             rows = chunk_rows(12 * len(self._item_ids), self.memory_budget_gb, len(missing))
             for part in missing.to(self.device).split(rows):
-                table.keep(part, self._ask_all(part, -torch.inf))
+                self._ask_all(part)
         return table
 
 

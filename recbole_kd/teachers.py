@@ -29,7 +29,7 @@ from recbole_kd.scoring import (
     factorised_names,
     is_factorised,
     scorer_for,
-    scores_by_cosine,
+    takes_temperature,
 )
 from recbole_kd.several import Combination
 from recbole_kd.teacher import FrozenTeacher, Teacher, join_tokens, report_overlap
@@ -162,11 +162,12 @@ class TeacherFinder:
         return FrozenTeacher(scorer, *ids, self.split.history, budget, folder)
 
     def _check_temperature(self, opened: Sequence[TeacherParts]) -> None:
-        cosine = [parts.scorer is not None and parts.scorer.by_cosine for parts in opened]
-        if self.temperature is not None and not any(cosine):
+        free = [parts.scorer is not None and parts.scorer.free_scale for parts in opened]
+        if self.temperature is not None and not any(free):
             raise KDError(
-                f"--teacher.score_temperature={self.temperature}: no teacher scores by cosine; "
-                f"allowed with {', '.join(cosine_names())}"
+                f"--teacher.score_temperature={self.temperature}: a file's scores, and inner "
+                f"products, are taken as they are; allowed with {', '.join(cosine_names())} and "
+                "models without vectors"
             )
 
     def _check_several(self) -> None:
@@ -305,14 +306,14 @@ class TeacherFinder:
         return parts
 
     def _scorer(self, model: Any, history: UserHistory) -> Scorer:
-        """Scorer of an opened model, over the temperature asked for if it scores by cosine."""
+        """Scorer of an opened model, over the temperature asked for if it takes one."""
         return scorer_for(
-            model, history, self.temperature if scores_by_cosine(type(model)) else None
+            model, history, self.temperature if takes_temperature(type(model)) else None
         )
 
     def _digest(self, digest: str, teacher: FrozenTeacher) -> str:
         """What decides what a teacher teaches and is no part of its training, put to its digest."""
-        if teacher.scorer.by_cosine:
+        if teacher.scorer.free_scale:
             digest = f"{digest} at {teacher.scorer.temperature:g}"  # type: ignore[attr-defined]
         return f"{digest} in half precision" if teacher.in_half_precision else digest
 

@@ -119,9 +119,21 @@ def test_every_user_is_asked_about_once(name: str, monkeypatch: pytest.MonkeyPat
     assert sorted(asked[len(known) :]) == known.tolist(), "lists are made of exact scores, once"
 
 
-def test_lists_alone_make_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["MultiVAE", "NeuMF", "EASE"])
+def test_what_a_ranking_asked_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = teacher_of(name, 0.1)
+    asked = counted(teacher, monkeypatch)
+    known = teacher.knows_user.nonzero().squeeze(1)
+    teacher.top_k(4, mask_train=True)
+    scores = teacher.score_all(known)
+    teacher.score(known, torch.ones(len(known), 3, dtype=torch.int64))
+    assert sorted(asked) == known.tolist()
+    torch.testing.assert_close(scores, teacher_of(name, 0.1).score_all(known), rtol=0, atol=0)
+
+
+def test_a_table_above_the_budget_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np, "memmap", lambda *a, **k: pytest.fail("a table is made"))
-    teacher_of("MultiVAE", 0.1).top_k(4)
+    teacher_of("MultiVAE", 1e-9).top_k(4)
 
 
 def test_users_it_does_not_know_need_no_scores() -> None:

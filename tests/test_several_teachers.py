@@ -24,6 +24,7 @@ from recbole_kd.methods.base import NEEDS, Distiller
 from recbole_kd.mixture import MixedTeacher, log_mixture, shared_log_weights
 from recbole_kd.options import Sources, parse_arguments
 from recbole_kd.registry import SCRATCH, method_class, method_names, methods_without
+from recbole_kd.scoring import SequenceScorer, scorer_for
 from recbole_kd.several import Combination, SeveralDistillers, taught_by
 from recbole_kd.teacher import UNKNOWN_SCORE, FrozenTeacher
 from recbole_kd.trainer import random_state, restore_random_state
@@ -557,6 +558,44 @@ def test_a_graph_student_propagates_once_a_step_for_all(method: str) -> None:
         world.student.calls = 0
         sum(several.calculate_loss(world.batch())).backward()
         assert world.student.calls == 1
+
+
+@pytest.mark.parametrize("method", ["RCEKD", "CE"])
+def test_a_sequence_student_encodes_once_a_step_for_all(
+    method: str, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[bool] = []
+    original = SequenceScorer.encode_history
+
+    def noted(self: Any, *args: Any) -> Tensor:
+        encoded.append(torch.is_grad_enabled())
+        return original(self, *args)
+
+    monkeypatch.setattr(SequenceScorer, "encode_history", noted)
+    options = {**tiny.options("SASRec"), **small_options(CLASSES[method]), "scratch": False}
+    options.update({"epochs": 1, "allow_leak": True, "teacher_combine": "losses"})
+    counts = []
+    for teachers in ([files["BPR"], files["copy"]], [files["BPR"], files["copy"], files["run"]]):
+        encoded.clear()
+        folder = {"checkpoint_dir": str(tmp_path / str(len(teachers)))}
+        names = {"student": "SASRec", "teacher": teachers}
+        run_recbole_kd(method, tiny.dataset(), config_dict={**options, **folder}, **names)
+        counts.append(sum(encoded))
+    assert counts[0] == counts[1] > 0
+
+
+def test_only_steps_that_learn_share_what_is_encoded() -> None:
+    scorer = scorer_for(tiny.model("SASRec"), tiny.split_for("SASRec").history)
+    users = torch.arange(1, 5)
+    with scorer.step():
+        first = scorer.encode(users)
+        assert scorer.encode(users.clone()) is first
+        assert scorer.encode(users[:3]).shape == (3, first.shape[1])
+        with torch.no_grad():
+            assert scorer.encode(users) is not scorer.encode(users)
+    with scorer.step():
+        assert scorer.encode(users) is not first
+    assert scorer.encode(users) is not scorer.encode(users)
 
 
 def live(several: SeveralDistillers, world: World, optimizer: Any, epochs: Any) -> list[float]:

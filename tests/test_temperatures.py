@@ -50,13 +50,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_it_is_said_for_one_role() -> None:
-    for student, teacher in (("BPR", "SimpleX"), ("SimpleX", "NeuMF"), ("SimpleX", "SimpleX")):
+    for student, teacher in (("BPR", "SimpleX"), ("SimpleX", "BPR"), ("SimpleX", "SimpleX")):
         named = [r for r, m in (("student", student), ("teacher", teacher)) if m == "SimpleX"]
         hint = "holds for one role: set " + " or ".join(f"{r}.score_temperature" for r in named)
         with pytest.raises(KDError, match=hint):
             check_keys(sources(teacher, student, score_temperature=0.2))
     check_keys(sources("SimpleX", **{KEY: 0.2}))
     check_keys(sources("NeuMF", "SimpleX", **{"student.score_temperature": 0.2}))
+    check_keys(sources("NeuMF", **{KEY: 0.2}))
     for student, teacher, section in (("BPR", "SimpleX", "student"), ("SimpleX", "BPR", "teacher")):
         with pytest.raises(KDError, match="is read by no part of this run"):
             check_keys(sources(teacher, student, **{f"{section}.score_temperature": 0.2}))
@@ -78,11 +79,29 @@ def test_an_opened_teacher_has_its_models_own_unless_asked(files: dict[str, str]
     assert len(digests) == 2
 
 
-@pytest.mark.parametrize("name", ["BPR", "NeuMF"])
-def test_teachers_without_one_refuse_it(name: str, files: dict[str, str]) -> None:
-    hint = r"--teacher.score_temperature=0.3: no teacher scores by cosine; .*HSTU, SimpleX"
+def test_inner_products_refuse_it(files: dict[str, str]) -> None:
+    hint = r"--teacher.score_temperature=0.3: .* taken as they are; .*HSTU, SimpleX and models"
     with pytest.raises(KDError, match=hint):
-        finder(files[name], **{KEY: 0.3}).find()
+        finder(files["BPR"], **{KEY: 0.3}).find()
+
+
+@pytest.mark.parametrize("budget", [0.1, 1e-6])
+@pytest.mark.parametrize("name", ["NeuMF", "EASE"])
+def test_scores_without_vectors_are_divided(name: str, budget: float, tmp_path: Path) -> None:
+    """One by one, all at once, from a table or anew; the ranking stays what it is."""
+    file, digests, found = str(tiny.save(name, tmp_path / "m.pt")), set(), []
+    users, items = torch.arange(1, 5), torch.arange(1, 121).expand(4, -1)
+    for asked in (None, 0.25):
+        more = {} if asked is None else {KEY: asked}
+        parts = finder(file, memory_budget_gb=budget, **more).find()
+        digests.add(parts.digest)
+        one, all_of_them = parts.teacher.score(users, items), parts.teacher.score_all(users)
+        torch.testing.assert_close(one, all_of_them[:, 1:])
+        found.append((one, parts.teacher.top_k(5)[0], parts.test_result))
+    assert len(digests) == 2
+    torch.testing.assert_close(found[1][0], found[0][0] / 0.25, rtol=1e-3, atol=1e-3)
+    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][2] == found[1][2]
 
 
 def test_a_file_of_scores_refuses_it(files: dict[str, str], tmp_path: Path) -> None:
@@ -90,16 +109,16 @@ def test_a_file_of_scores_refuses_it(files: dict[str, str], tmp_path: Path) -> N
     rows = [f"{u},{i},{n}.5" for u in tokens.users[1:] for n, i in enumerate(tokens.items[1:40])]
     path = tmp_path / "b.csv"
     path.write_text("\n".join(["user,item,score", *rows]) + "\n")
-    with pytest.raises(KDError, match="no teacher scores by cosine"):
+    with pytest.raises(KDError, match="a file's scores, and inner products, are taken as they are"):
         finder(str(path), checkpoint_dir=str(tmp_path), **{KEY: 0.3}).find()
 
 
-def test_in_a_list_it_is_for_those_who_score_by_cosine(files: dict[str, str]) -> None:
+def test_in_a_list_it_is_for_those_who_take_one(files: dict[str, str]) -> None:
     both = finder([files["SimpleX"], files["NeuMF"], files["BPR"]], **{KEY: 0.3}).find()
     cosine, dense, plain = (member.scorer for member in both.members)
     assert cosine.temperature == 0.3
     assert plain.temperature == 1
-    assert not hasattr(dense, "temperature")
+    assert dense.temperature == 0.3
 
 
 def test_earlier_epochs_have_the_temperature_of_the_run(tmp_path: Path) -> None:
