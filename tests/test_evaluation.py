@@ -21,6 +21,7 @@ from recbole_kd.data import Split, load_split
 from recbole_kd.evaluation import TopKCollector
 from recbole_kd.loaders import make_loaders
 from recbole_kd.options import Sources
+from recbole_kd.teachers import ranking
 from recbole_kd.trainer import RunTrainer
 from recbole_kd.training import build_plain
 
@@ -55,6 +56,16 @@ def items_by_user(split: Split, *parts: int) -> dict[int, set[int]]:
         for user, item in zip(feat["user_id"].tolist(), feat["item_id"].tolist(), strict=True):
             found[user].add(item)
     return found
+
+
+@pytest.mark.parametrize("student", ["BPR", "SASRec"])
+def test_the_line_of_results_names_sampled_candidates(root: Path, student: str) -> None:
+    """The same weights score several times as high among 50 items as among all."""
+    config = config_for(root, student=student)
+    assert "sampled" not in ranking(config)
+    args = {**config["eval_args"], "mode": "uni50"}
+    sampled = ranking(config_for(root, student=student, eval_args=args))
+    assert sampled == f"{ranking(config)}, ranked among sampled items (eval_args.mode uni50)"
 
 
 @pytest.mark.parametrize(("policy", "parts"), [("all", (0, 1)), ("train", (0,))])
