@@ -176,15 +176,18 @@ def test_metrics_have_their_own_best_and_baseline(tmp_path: Path) -> None:
 
 
 def test_rows_that_lack_a_seed_of_ours_do_not_compete(tmp_path: Path) -> None:
-    """The test has the last word: over its seed 0 ours is 0.02 above CE."""
+    """Over its seed 0 ours is 0.02 above CE: CE is no best row, and yet the closest baseline."""
     values = {"RCEKD": {0: 0.3, 1: 0.2, 2: 0.2}, "CE": {0: 0.28}, "DCD": {0: 0.1, 1: 0.2, 2: 0.1}}
     folder = make_bench(tmp_path, values)
     table = table_of(folder)
-    assert marks(table) == {"RCEKD": "B", "CE": "", "DCD": "u"}
-    assert table.improvements["ndcg@10"].baseline == "DCD"
+    assert marks(table) == {"RCEKD": "B", "CE": "u", "DCD": ""}
+    found = table.improvements["ndcg@10"]
+    assert (found.baseline, found.seeds) == ("CE", (0,))
+    assert found.relative == pytest.approx(0.3 / 0.28 - 1)
     assert {line.row.name: line.lacks for line in table.lines}["CE"] == (1, 2)
     text = written(folder)
     assert "1: 0 (does not compete)" in text
+    assert "+7.1% (CE, seed 0)" in text
     assert "Students compete over the seeds of RCEKD" in text
 
 
@@ -193,7 +196,17 @@ def test_a_seed_more_than_ours_does_not_count(tmp_path: Path) -> None:
     table = table_of(make_bench(tmp_path, values))
     assert marks(table) == {"RCEKD": "B", "CE": "u"}
     assert table.improvements["ndcg@10"].relative == pytest.approx(0.5)
-    assert table.lines[1].cells["ndcg@10"].summary.mean == pytest.approx(0.4)
+    (line,) = (line for line in table.lines if line.row.name == "CE")
+    assert line.cells["ndcg@10"].summary.mean == pytest.approx(0.2), "as it was judged"
+    assert line.seeds == (0, 1)
+
+
+def test_none_is_best_where_one_with_fewer_seeds_is_better_over_those(tmp_path: Path) -> None:
+    values = {"RCEKD": {0: 0.3, 1: 0.9}, "CE": {0: 0.4}, "DCD": {0: 0.1, 1: 0.2}}
+    folder = make_bench(tmp_path, values)
+    table = table_of(folder)
+    assert marks(table) == {"RCEKD": "", "CE": "u", "DCD": ""}
+    assert "-25.0% (CE, seed 0)" in written(folder)
 
 
 def test_without_ours_the_largest_set_of_seeds_competes(tmp_path: Path) -> None:
@@ -268,6 +281,8 @@ def test_a_group_with_fewer_seeds_competes_over_them(tmp_path: Path) -> None:
     values = {"RCEKD": {0: 0.2, 1: 0.5}, "w/o S": {0: 0.3}, "w/o T": {0: 0.1}}
     folder = make_bench(tmp_path, values, groups={"w/o S": "ablation", "w/o T": "ablation"})
     assert marks(table_of(folder, "ablation")) == {"RCEKD": "", "w/o S": "B", "w/o T": ""}
+    means = {ln.row.name: ln.cells["ndcg@10"].summary for ln in table_of(folder, "ablation").lines}
+    assert (means["RCEKD"].mean, means["RCEKD"].deviation) == (0.2, None), "as it was judged"
     assert not any(line.lacks for line in table_of(folder, "ablation").lines)
     assert "best student bold, over seed 0 alone" in written(folder)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,15 @@ class Row:
         folders = {run.folder for run in self.runs.values()}
         return len(self.runs) > 1 and len(folders) == 1 and None not in folders
 
-    def summary(self, metric: str) -> Summary:
+    def summary(self, metric: str, seeds: Collection[int] | None = None) -> Summary:
         """Mean and spread of a test metric over its trainings.
 
         Args:
             metric: Name of the metric.
+            seeds: The seeds that count; ``None``: all.
         """
-        values = list(self.values(metric).values())
+        found = self.values(metric)
+        values = [v for s, v in found.items() if seeds is None or s in seeds]
         return summarise(values[:1] if self.is_shared else values)
 
 

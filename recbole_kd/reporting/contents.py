@@ -14,7 +14,7 @@ from recbole_kd.reporting.compression import BATCH, ROUNDS, K, Latency, Measured
 from recbole_kd.reporting.page import Command, Grid, Notes, Page, Part, Section, Text
 from recbole_kd.reporting.pictures import figures_folder, pictures, title_of
 from recbole_kd.reporting.results import Results
-from recbole_kd.reporting.tables import Cell, Line, Table, shares
+from recbole_kd.reporting.tables import Cell, Improvement, Line, Table, shares
 from recbole_kd.statistics import Comparison
 
 NOTHING = "-"
@@ -90,10 +90,7 @@ def _main_grid(bench: Benchmark, table: Table) -> Grid:
             rows.append([Text("published", muted=True), Text(""), *_muted(papers)])
     if table.improvements:
         found = [table.improvements.get(metric) for metric in table.metrics]
-        cells = [
-            Text(NOTHING if one is None else f"{_signed(one.relative)} ({one.baseline})")
-            for one in found
-        ]
+        cells = [Text(NOTHING if one is None else _improvement(one)) for one in found]
         rows.append([Text("improvement"), Text(""), *cells])
     caption = f"{table.dataset}, {table.pair}: test metrics, mean ± spread over the seeds"
     caption += "; best student bold"
@@ -106,8 +103,15 @@ def _main_grid(bench: Benchmark, table: Table) -> Grid:
     return Grid(f"{caption}.", ["", "seeds", *table.metrics], rows)
 
 
+def _improvement(one: Improvement) -> str:
+    over = ""
+    if one.seeds:
+        over = f", seed{'s' * (len(one.seeds) > 1)} {', '.join(map(str, one.seeds))}"
+    return f"{_signed(one.relative)} ({one.baseline}{over})"
+
+
 def _line(bench: Benchmark, line: Line) -> list[Text]:
-    seeds = tuple(line.row.runs)
+    seeds = line.seeds
     differs = seeds and set(seeds) != set(bench.seeds)
     count = str(len(seeds)) + (f": {', '.join(map(str, seeds))}" if differs else "")
     count += " (one training)" if line.row.is_shared else ""
@@ -242,17 +246,17 @@ def _definitions(results: Results) -> list[str]:
         "± is the sample standard deviation over the seeds (divided by their number less one); "
         "a single seed has none. Where a row lacks seeds, the seeds it has are named.",
         f"Bold: the student with the largest mean, of the metrics of accuracy "
-        f"({', '.join(RANKING)}); others are not marked. The teacher and reference rows do not "
-        "compete.",
+        f"({', '.join(RANKING)}); others are not marked, and none is bold where one with fewer "
+        "seeds is better over those. The teacher and reference rows do not compete.",
         _competing(bench),
         *_shared(bench),
         "A row 'published' is the number its authors print, in their setting, not a run of ours.",
     ]
     if bench.ours is not None:
         lines += [
-            f"Underlined, and compared in the row 'improvement': the student other than "
-            f"{bench.ours} with the largest mean of that test metric, the scratch student "
-            "included.",
+            f"Underlined, and compared in the row 'improvement': the student that comes closest to "
+            f"{bench.ours} in that test metric, or is furthest above it, the scratch student "
+            "included; each over the seeds it has in common, which are named where they are fewer.",
             "By seed: the paired t-test over the seeds that both have. By user: the paired t-test "
             "over the users both ranked, each user's metric averaged over those same seeds. Both "
             "are two-sided; the difference is ours less the other, over the common seeds. A user "

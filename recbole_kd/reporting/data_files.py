@@ -65,7 +65,8 @@ def _means(bench: Benchmark, table: Table) -> Iterable[Sequence[Any]]:
             better = table.improvements.get(metric) if is_ours else None
             yield (
                 *(table.dataset, table.pair, table.group, line.row.name, line.row.kind, metric),
-                *(len(line.row.values(metric)), found.mean, found.deviation),
+                *(len(line.row.values(metric).keys() & set(line.seeds)), found.mean),
+                found.deviation,
                 *(int(cell.best), int(cell.best_baseline)),
                 *(int(line.row.is_student and not line.lacks), cell.paper),
                 *((better.relative, better.baseline) if better else (None, None)),

@@ -17,9 +17,10 @@ class Cell:
     """A metric of a row.
 
     Attributes:
-        summary: Its mean and spread over the row's seeds.
-        best: Whether it competes, and no other student's mean is above it.
-        best_baseline: Whether it competes, and no other student's mean is, that of ours left out.
+        summary: Its mean and spread over the line's seeds.
+        best: Whether it competes, and no other student is above it over the seeds both have.
+        best_baseline: Whether no other baseline comes closer to ours, or is further above it, each
+            over the seeds it has in common with ours.
         paper: The published number, if there is one.
     """
 
@@ -36,11 +37,13 @@ class Line:
     Attributes:
         row: The row.
         cells: Its cells by metric.
+        seeds: The seeds behind its cells: those of the comparison if it has them, else its own.
         lacks: Seeds of the comparison that it has not, for which it does not compete.
     """
 
     row: Row
     cells: Mapping[str, Cell]
+    seeds: tuple[int, ...] = ()
     lacks: tuple[int, ...] = ()
 
 
@@ -50,12 +53,13 @@ class Improvement:
 
     Attributes:
         baseline: Name of that baseline.
-        relative: Difference of the means over the baseline's, both over the seeds of ours;
-            ``None`` where that is zero.
+        relative: Difference of the means over the baseline's; ``None`` where that is zero.
+        seeds: The seeds of both, where they are not all of ours.
     """
 
     baseline: str
     relative: float | None
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,14 +119,16 @@ def make_table(bench: Benchmark, block: Block, group: str, rankings: Rankings) -
     ours = next((row for row in rows if row.name == bench.ours), None)
     own = block.of_group(group)
     seeds = {metric: _compared(rows, ours, own, metric) for metric in block.metrics}
-    means = {metric: _means(rows, metric, seeds[metric]) for metric in filter(is_ranking, seeds)}
-    baselines = []
+    marked = list(filter(is_ranking, seeds))
+    best = {metric: _best(rows, metric, seeds[metric]) for metric in marked}
+    closest: dict[str, list[Improvement]] = {}
     if ours is not None and group == MAIN:
         baselines = [row for row in rows if row.is_student and row is not ours]
-    lines = [_line(bench, block, row, rows, baselines, means) for row in rows]
+        closest = {metric: _closest(ours, baselines, metric) for metric in marked}
+    lines = [_line(bench, block, row, seeds, best, closest) for row in rows]
     needed = seeds.get(bench.metric, ())
     lines = [_lacking(line, bench.metric, needed) for line in lines]
-    improvements = {} if ours is None else _improvements(ours, baselines, means)
+    improvements = {metric: found[0] for metric, found in closest.items() if found}
     # Those that stand beside a group are compared with ours in the main table.
     others = [row for row in own if row.is_student and row is not ours]
     tests = [] if ours is None else _tests(bench.metric, ours, others, rankings)
@@ -171,55 +177,80 @@ def rows_of(bench: Benchmark, block: Block, group: str) -> list[Row]:
     return [*beside, *rows]
 
 
-def _means(rows: Sequence[Row], metric: str, seeds: Sequence[int]) -> dict[str, float]:
-    """Mean over some seeds of each row that measured a metric with all of them."""
-    found = {row.name: row.values(metric) for row in rows} if seeds else {}
+def _mean(row: Row, metric: str, seeds: Sequence[int]) -> float:
+    values = row.values(metric)
+    return math.fsum(values[seed] for seed in seeds) / len(seeds)
+
+
+def _best(rows: Sequence[Row], metric: str, seeds: Sequence[int]) -> set[str]:
+    """Names of the students with the largest mean over some seeds; rounding decides nothing.
+
+    One that another is above over fewer seeds is not the best, and neither is that other.
+    """
+    students = [row for row in rows if row.is_student]
+    rivals = [row for row in students if seeds and row.values(metric).keys() >= set(seeds)]
+    means = {row.name: _mean(row, metric, seeds) for row in rivals}
+    top = max(means.values(), default=0.0)
     return {
-        name: math.fsum(values[s] for s in seeds) / len(seeds)
-        for name, values in found.items()
-        if values.keys() >= set(seeds)
+        row.name
+        for row in rivals
+        if _near(means[row.name], top) and not any(_above(o, row, metric) for o in students)
     }
 
 
-def _best(rows: Sequence[Row], means: Mapping[str, float]) -> set[str]:
-    """Names of the rows with the largest mean; rounding decides nothing."""
-    known = [row.name for row in rows if row.name in means]
-    top = max((means[name] for name in known), default=0.0)
-    return {name for name in known if math.isclose(means[name], top, rel_tol=1e-9)}
+def _near(one: float, two: float) -> bool:
+    return math.isclose(one, two, rel_tol=1e-9)
+
+
+def _above(one: Row, two: Row, metric: str) -> bool:
+    """Whether the first's mean is larger, over the seeds that both have."""
+    common = _common(metric, one, two)
+    if not common:
+        return False
+    first, second = (_mean(row, metric, common) for row in (one, two))
+    return first > second and not _near(first, second)
 
 
 def _line(
     bench: Benchmark,
     block: Block,
     row: Row,
-    rows: Sequence[Row],
-    baselines: Sequence[Row],
-    means: Mapping[str, Mapping[str, float]],
+    seeds: Mapping[str, tuple[int, ...]],
+    best: Mapping[str, set[str]],
+    closest: Mapping[str, Sequence[Improvement]],
 ) -> Line:
-    students = [one for one in rows if one.is_student]
     paper = bench.paper(block, row.name)
+    shown = {
+        metric: needed if needed and row.values(metric).keys() >= set(needed) else tuple(row.runs)
+        for metric, needed in seeds.items()
+    }
     cells = {
         metric: Cell(
-            row.summary(metric),
-            best=row.name in _best(students, means.get(metric, {})),
-            best_baseline=row.name in _best(baselines, means.get(metric, {})),
+            row.summary(metric, shown[metric]),
+            best=row.name in best.get(metric, ()),
+            best_baseline=row.name in [one.baseline for one in closest.get(metric, ())],
             paper=paper.get(metric),
         )
         for metric in block.metrics
     }
-    return Line(row, cells)
+    return Line(row, cells, shown.get(bench.metric, tuple(row.runs)))
 
 
-def _improvements(
-    ours: Row, baselines: Sequence[Row], means: Mapping[str, Mapping[str, float]]
-) -> dict[str, Improvement]:
-    result = {}
-    for metric, found in means.items():
-        best = next((r.name for r in baselines if r.name in _best(baselines, found)), None)
-        if best is not None and ours.name in found:
-            relative = found[ours.name] / found[best] - 1 if found[best] else None
-            result[metric] = Improvement(best, relative)
-    return result
+def _closest(ours: Row, baselines: Sequence[Row], metric: str) -> list[Improvement]:
+    """Ours against the baseline that comes closest to it, or is furthest above it, and its ties.
+
+    Each is compared over the seeds it has in common with ours, for seeds differ more than rows do.
+    """
+    found = []
+    for row in baselines:
+        if common := _common(metric, ours, row):
+            mine, other = (_mean(one, metric, common) for one in (ours, row))
+            relative = mine / other - 1 if other else None
+            some = common if len(common) < len(ours.values(metric)) else ()
+            found.append((other - mine, Improvement(row.name, relative, some)))
+    top = max((level for level, _ in found), default=0.0)
+    size = abs(_mean(ours, metric, tuple(ours.values(metric)))) if found else 0.0
+    return [one for level, one in found if top - level <= 1e-9 * size]
 
 
 # -- tests -------------------------------------------------------------------------------------
