@@ -429,7 +429,7 @@ def _read_npz(path: Path) -> Iterator[Chunk]:
         if isinstance(error, KDError):
             raise
         # NumPy's reason for refusing a pickle is advice to load it all the same.
-        reason = "" if "pickle" in str(error) else f" ({_reason(error)})"
+        reason = "" if "unsafely" in str(error) else f" ({_reason(error)})"
         raise KDError(
             f"score file {path}: cannot be read{reason}; allowed are plain arrays of texts or "
             "numbers in an .npz archive, no objects"

@@ -26,8 +26,10 @@ from recbole_kd.benchmark.plan import Job
 from recbole_kd.benchmark.progress import Progress
 from recbole_kd.benchmark.records import Record
 from recbole_kd.cli import main
+from recbole_kd.config import KDConfig
+from recbole_kd.data import load_split
 from recbole_kd.errors import KDError
-from recbole_kd.options import parse_arguments
+from recbole_kd.options import Sources, parse_arguments
 
 pandas = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow.parquet")
@@ -172,6 +174,15 @@ def test_a_part_of_the_runs_comes_with_the_teachers_it_needs(tmp_path: Path) -> 
         names([], [], ["7"])
 
 
+def test_a_row_does_not_change_the_teacher_unasked(tmp_path: Path) -> None:
+    plain = {"method": "CE", "options": {"learning_rate": 0.5}}
+    with pytest.raises(KDError, match=r"row CE: its options train another teacher.*student\."):
+        jobs_of(tmp_path, methods=["RCEKD", plain], seeds=[0])
+    students = {"method": "CE", "options": {"student.learning_rate": 0.5}}
+    jobs = jobs_of(tmp_path, methods=["RCEKD", students], seeds=[0])
+    assert len({job.after for job in jobs if job.kind == "distilled"}) == 1
+
+
 def test_a_row_with_a_teacher_of_its_own_does_not_wait(tmp_path: Path) -> None:
     own = {"method": "CE", "options": {"teacher.embedding_size": 9}}
     teacher, ours, other = jobs_of(tmp_path, methods=["RCEKD", own], seeds=[0])
@@ -212,6 +223,7 @@ def test_a_command_makes_the_same_run(tmp_path: Path) -> None:
         ([{"method": "CE", "options": {"ce_K": 10**6}}], "row CE.*: --ce_K=1000000"),
         ([{"recbole": "BPR", "options": {"n_layers": 2}}], "row BPR.*: option 'n_layers'"),
         ([{"recbole": "BPR", "options": {"eval_args": OTHER_SPLIT}}, "CE"], "another split than"),
+        ([{"recbole": "BPR", "options": {"eval_step": 0}}], "row BPR.*: --eval_step=0"),
         (["CE", {"recbole": "SASRec"}], "row SASRec.*has to be 'TO'"),
     ],
 )
@@ -340,7 +352,7 @@ ROWS = [
     "Teacher",
     "Scratch",
     {"method": "RCEKD", "options": {"rcekd_K": 20, "rcekd_L": 20, "rcekd_M": 50}},
-    {"name": "diverges", "method": "CE", "options": {"ce_K": 5, "learning_rate": 1.0e30}},
+    {"name": "diverges", "method": "CE", "options": {"ce_K": 5, "student.learning_rate": 1.0e30}},
     {"name": "BPR, RecBole", "recbole": "BPR"},
 ]
 LENGTH = 40
@@ -500,6 +512,39 @@ def test_the_command_makes_a_part_of_the_runs(
     said = yaml.safe_load((out / records.SPEC_FILE).read_text(encoding="utf-8"))
     assert "--methods" not in said["command"]
     assert said["seeds"] == [1, 2]
+
+
+def test_results_of_data_that_have_changed_are_made_again(ran: Any) -> None:
+    out, _, _ = ran
+    jobs = plan.jobs_of(spec.read(out.parent / "bench.yaml"), out)
+    splits = check_jobs(jobs)
+    names = {job.row for job in jobs if runner.finished(job, out, splits)}
+    assert names == {"Teacher", "Scratch", "RCEKD", "BPR, RecBole"}
+    for part in ("train", "valid", "test"):
+        changed = {place: {**prints, part: "other"} for place, prints in splits.items()}
+        assert not any(runner.finished(job, out, changed) for job in jobs)
+
+
+def test_a_metric_that_is_no_number_is_a_failed_run(ran: Any, tmp_path: Path) -> None:
+    out, _, _ = ran
+    jobs = plan.jobs_of(spec.read(out.parent / "bench.yaml"), out)
+    (job,) = (job for job in jobs if job.row == "Scratch")
+    record = by_row(out)["Scratch"]
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    found = json.loads((out / str(record.folder) / "result.json").read_text(encoding="utf-8"))
+    found["test_result"]["ndcg@10"] = float("nan")
+    (folder / "result.json").write_text(json.dumps(found), encoding="utf-8")
+    split = load_split(KDConfig(Sources.collect(options=job.options), "scratch"))
+    with pytest.raises(KDError, match=r"found ndcg@10 = nan in the test; allowed are finite"):
+        job_module._record(job, tmp_path, folder, {}, None, split)
+
+
+def test_the_most_epochs_are_those_of_what_a_job_trains(tmp_path: Path) -> None:
+    pairs = {"MF-MF": {"teacher": "BPR", "student": "BPR", "options": {"teacher.epochs": 5}}}
+    jobs = jobs_of(tmp_path, methods=["Teacher", "RCEKD"], pairs=pairs, seeds=[0])
+    most = {job.row: estimate._most(job) for job in jobs}
+    assert most["Teacher"] == 5 < most["RCEKD"]
 
 
 def test_a_dry_run_knows_what_is_left_and_how_long_it_takes(ran: Any) -> None:

@@ -651,5 +651,5 @@ def test_another_temperature_is_another_run(root: Path) -> None:
 
 
 def test_scores_that_have_no_temperature_take_none(root: Path) -> None:
-    with pytest.raises(KDError, match=r"score_temperature=0.5: found NeuMF.* allowed with .*HSTU"):
-        scorer_for(tiny.model("NeuMF"), tiny.split_for("NeuMF").history, 0.5)
+    with pytest.raises(KDError, match=r"score_temperature=0.5: found BPR.* allowed with .*HSTU"):
+        scorer_for(tiny.model("BPR"), tiny.split_for("BPR").history, 0.5)

@@ -18,12 +18,19 @@ from recbole_kd.quick_start import Run
 PARTS = ("train", "valid", "test")
 
 
-def check_jobs(jobs: Iterable[Job], metric: str | None = None) -> None:
+Prints = dict[tuple[str, str], dict[str, str]]
+"""Fingerprints of train, valid and test part of each data set and pair."""
+
+
+def check_jobs(jobs: Iterable[Job], metric: str | None = None) -> Prints:
     """Set up a run of each row without training anything.
 
     Args:
         jobs: The jobs of a benchmark.
         metric: Metric of tests and figures, or ``None``.
+
+    Returns:
+        The split of each data set and pair, as its files are now.
 
     Raises:
         KDError: A run would be refused, or a row has another split than the others of its pair; the
@@ -46,6 +53,7 @@ def check_jobs(jobs: Iterable[Job], metric: str | None = None) -> None:
                 f"row {job.row}, {job.dataset}, {job.pair}: found another split than that of "
                 f"{row}; allowed is one for all rows: eval_args and eval_targets decide it"
             )
+    return {place: prints for place, (_, prints) in first.items()}
 
 
 def _set_up(job: Job, splits: dict[str, Split], metric: str | None) -> Split:
@@ -63,6 +71,8 @@ def _set_up(job: Job, splits: dict[str, Split], metric: str | None) -> Split:
     run = Run(sources, saved=True, split=split)
     if job.kind == DISTILLED:
         run.check()
+    if job.kind == REFERENCE:
+        config.positive_int("eval_step")  # RecBole's trainer would keep no epoch
     names = [f"{name.lower()}@{k}" for name in config["metrics"] for k in config["topk"]]
     if metric is not None and metric not in names:
         raise KDError(f"metric={metric}: found {', '.join(names)}; allowed is one of them")

@@ -15,10 +15,11 @@ from recbole_kd.benchmark import records
 from recbole_kd.benchmark.check import check_jobs
 from recbole_kd.benchmark.plan import Job
 from recbole_kd.benchmark.progress import Progress
-from recbole_kd.benchmark.records import DONE, Record
+from recbole_kd.benchmark.records import DONE, SCRATCH_STUDENT, TEACHER, Record
 from recbole_kd.benchmark.runner import Runner, finished
 from recbole_kd.benchmark.spec import Spec
-from recbole_kd.options import merge
+from recbole_kd.config import KDConfig
+from recbole_kd.options import Sources, merge
 
 EXPECTED_EPOCHS = 150
 """Epochs of a run of which nobody knows when early stopping ends it."""
@@ -47,9 +48,9 @@ def dry_run(jobs: Sequence[Job], spec: Spec, out: Path, measure: bool = False) -
         measure: Whether an epoch of each row that has not run yet is trained to time it, in a
             folder that is thrown away.
     """
-    check_jobs(jobs, spec.metric)
+    splits = check_jobs(jobs, spec.metric)
     known = _by_row(jobs, out)
-    to_do = [job for job in jobs if not finished(job, out)]
+    to_do = [job for job in jobs if not finished(job, out, splits)]
     missing = {_key(job): job for job in to_do if _key(job) not in known}
     measured = _measured(list(missing.values())) if measure else {}
     expected = _expected_epochs(out)
@@ -72,9 +73,10 @@ def dry_run(jobs: Sequence[Job], spec: Spec, out: Path, measure: bool = False) -
     table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
     hint = "" if measure or not without else "; --dry_run=measure times an epoch of each"
     more = f"; {without} runs without an estimate{hint}" if without else ""
+    hours = f"{left / 3600 / spec.jobs:.1f} hours" if without < len(to_do) or not to_do else "none"
     return (
         f"{table}\n\n{len(jobs)} runs, {len(to_do)} to do, {spec.jobs} at a time, {spec.threads} "
-        f"threads each.\nEstimate: {left / 3600 / spec.jobs:.1f} hours (mean of a row's other seeds"
+        f"threads each.\nEstimate: {hours} (mean of a row's other seeds"
         f"{f', or {expected} epochs' if measure else ''}){more}."
     )
 
@@ -100,8 +102,12 @@ def _expected_epochs(out: Path) -> int:
 
 
 def _most(job: Job) -> int:
-    said = {**job.options, **job.options.get("student", {})}.get("epochs")
-    return said if isinstance(said, int) else EXPECTED_EPOCHS
+    """The most epochs that what a job trains can have."""
+    role = {TEACHER: "teacher", SCRATCH_STUDENT: "scratch"}.get(job.kind, "student")
+    sources = Sources.collect(options=job.options)
+    if role == "teacher" and sources.teacher_files:
+        return 0
+    return int(KDConfig(sources, role)["epochs"])
 
 
 def _measured(jobs: Sequence[Job]) -> dict[Key, float]:

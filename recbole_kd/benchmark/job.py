@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import sys
@@ -34,6 +35,7 @@ from recbole_kd.benchmark.records import (
     Record,
 )
 from recbole_kd.errors import KDError
+from recbole_kd.machine import processor
 from recbole_kd.scoring import model_size
 
 LIBRARIES = ("recbole", "torch", "numpy", "pandas", "scipy")
@@ -118,6 +120,12 @@ def _record(
     if not (folder / "result.json").is_file():
         return record  # a teacher in a file was trained elsewhere
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    odd = {k: v for k, v in result["test_result"].items() if not math.isfinite(v)}
+    if odd:
+        raise KDError(
+            f"found {next(iter(odd))} = {next(iter(odd.values()))} in the test; allowed "
+            "are finite numbers"
+        )
     record.test_result = result["test_result"]
     record.valid_result = result["best_valid_result"]
     record.best_epoch, record.epochs = result["best_epoch"], result["epochs"]
@@ -164,6 +172,7 @@ def _provenance(threads: int) -> dict[str, Any]:
         "versions": {"recbole-kd": recbole_kd.__version__, **versions},
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "gpu": gpu,
         "threads": threads,

@@ -179,7 +179,27 @@ def _jobs_of_pair(spec: Spec, dataset: str, pair: Pair, out: Path) -> list[Job]:
     like = next((job for job in jobs if job.kind != REFERENCE), None)
     if like is not None:
         jobs = [_on_the_split_of(like, job) if job.kind == REFERENCE else job for job in jobs]
-    return [_resolved(job) for job in jobs]
+    jobs = [_resolved(job) for job in jobs]
+    _check_teachers(jobs, [row.name for row in rows if "teacher" in nest(row.options)])
+    return jobs
+
+
+def _check_teachers(jobs: Sequence[Job], own: Sequence[str]) -> None:
+    """Refuse a row that would train a teacher of its own unasked: rows are compared with one.
+
+    Args:
+        jobs: The jobs of a pair.
+        own: Names of the rows that say something of their teacher.
+    """
+    teachers = {job.seed: job.training for job in jobs if job.kind == TEACHER}
+    for job in jobs:
+        other = job.kind == DISTILLED and job.after != (teachers.get(job.seed),)
+        if other and job.row not in own:
+            raise KDError(
+                f"row {job.row}: its options train another teacher than that of the table; allowed "
+                "are options of the student alone (options: {student.learning_rate: ...}), or of "
+                "the teacher in a section (teacher.learning_rate)"
+            )
 
 
 def _on_the_split_of(like: Job, job: Job) -> Job:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from recbole_kd import checkpoint, per_user
 from recbole_kd.benchmark import plan, records, schedule
-from recbole_kd.benchmark.check import check_jobs
+from recbole_kd.benchmark.check import Prints, check_jobs
 from recbole_kd.benchmark.job import failed
 from recbole_kd.benchmark.plan import Job
 from recbole_kd.benchmark.progress import Progress
@@ -58,7 +58,7 @@ def run_benchmark(
     """
     jobs = plan.jobs_of(spec, out)
     chosen = plan.select(jobs, **(part or {}))
-    check_jobs(chosen, spec.metric)
+    splits = check_jobs(chosen, spec.metric)
     checkpoint.need_space(out, 0)
     lock = FileLock(out / ".lock", timeout=0)
     try:
@@ -66,7 +66,7 @@ def run_benchmark(
     except Timeout:
         raise KDError(f"{out}: another process runs this benchmark; allowed is one") from None
     with lock:
-        done = [job for job in chosen if finished(job, out)]
+        done = [job for job in chosen if finished(job, out, splits)]
         for job in set(chosen) - set(done):
             # A report must not take what was made with other options for this.
             job.file(out).unlink(missing_ok=True)
@@ -87,12 +87,13 @@ def _write_spec(spec: Spec, jobs: Sequence[Job], out: Path, command: str) -> Non
     checkpoint.write_text(out / records.SPEC_FILE, text)
 
 
-def finished(job: Job, out: Path) -> bool:
-    """Whether a job has been done as it is asked for now.
+def finished(job: Job, out: Path, splits: Prints) -> bool:
+    """Whether a job has been done as it is asked for now, on the data as they are now.
 
     Args:
         job: The job.
         out: The benchmark's folder.
+        splits: See :func:`recbole_kd.benchmark.check.check_jobs`.
     """
     file = job.file(out)
     if not file.is_file():
@@ -103,6 +104,9 @@ def finished(job: Job, out: Path) -> bool:
         return False  # cut short by a full disk: it is made again
     there = record.folder is None or (out / record.folder / per_user.FILE).is_file()
     same = records.told(record.options) == records.told(job.options)
+    split, now = record.provenance.get("split"), splits[job.dataset, job.pair]
+    if isinstance(split, dict) and any(split.get(part) != now[part] for part in now):
+        return False
     return record.status == records.DONE and there and same and record.training == job.training
 
 

@@ -7,13 +7,14 @@ import platform
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
 
 from recbole_kd import per_user
 from recbole_kd.benchmark.records import Record
+from recbole_kd.machine import processor
 from recbole_kd.reporting.collect import Benchmark, Block
 from recbole_kd.reporting.compression import Measured
 from recbole_kd.reporting.rankings import Absent, Rankings
@@ -111,23 +112,13 @@ def _missing(bench: Benchmark) -> str:
 
 def of_this_machine() -> Facts:
     """What the latencies were measured with."""
-    facts: Facts = [("processor", _processor()), ("threads", str(torch.get_num_threads()))]
+    facts: Facts = [("processor", processor()), ("threads", str(torch.get_num_threads()))]
     for name in LIBRARIES:
         try:
             facts.append((f"versions, {name}", importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
             continue
     return [*facts, ("python", platform.python_version()), ("system", platform.system())]
-
-
-def _processor() -> str:
-    """The processor's model, as far as the system tells."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def pair(models: Any) -> str:
