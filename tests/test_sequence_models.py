@@ -128,14 +128,15 @@ def test_rows_in_groups_learn_as_recboles(
     monkeypatch.setattr("recbole_kd.backbones.sasrec.CACHED_TOKENS", slots)
     sampled = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
     more = {"sequence_training": "prefix", "loss_type": loss, **(sampled if loss == "BPR" else {})}
-    split, model, loader = sasrec(short_root, **more)
+    split, model, loader = sasrec(short_root, n_layers=2, n_heads=2, **more)
     assert loader.config["loss_type"] == loss
     plain = recboles(split, model, loader.config)
     batch = next(iter(loader))
     items, lengths = batch["item_id_list"], batch["item_length"]
     assert len(length_groups(lengths)) > 2
     shapes: list[tuple[int, int]] = []
-    hook = model.trm_encoder.register_forward_pre_hook(lambda _, a: shapes.append(a[0].shape[:2]))
+    first = model.trm_encoder.layer[0]
+    hook = first.register_forward_pre_hook(lambda _, a: shapes.append(a[0].shape[:2]))
     assert torch.allclose(model(items, lengths), plain(items, lengths), atol=1e-6)
     hook.remove()
     assert shapes[0][1] == int(lengths.max()) < items.shape[1]
@@ -174,6 +175,8 @@ def test_an_exported_model_takes_any_lengths(root: Path) -> None:
     others = items[-8:], lengths[-8:]
     for recorded in (exported, traced):
         assert torch.allclose(recorded(*others), model(*others), atol=1e-6)
+    fewer = items[-5:], lengths[-5:]
+    assert torch.allclose(traced(*fewer), model(*fewer), atol=1e-6)
 
 
 def test_causal_states_are_recboles(root: Path) -> None:
