@@ -1098,6 +1098,9 @@ def test_a_model_that_cannot_be_opened_has_a_reason(real: Path, tmp_path: Path) 
     text = written(folder)
     assert "CE: checkpoint runs/best.pt: not a torch checkpoint" in text
     assert "Teacher: there is no best.pt" in text
+    others = ", ".join(name for name in VALUES if name != "CE")
+    missing = f"Accuracy against size: {others} left out, without a number of parameters."
+    assert missing in text.replace("\\", "")
 
 
 def test_a_benchmark_knows_its_blocks() -> None:

@@ -194,12 +194,14 @@ def _training(results: Results, block: Block) -> list[Part]:
 
 def _pareto(results: Results, block: Block) -> list[Part]:
     metric, measured = results.bench.metric, results.measured[block.dataset, block.pair]
-    points, marks = {}, {}
+    points, marks, without = {}, {}, []
     for row in _measured_rows(block.of_group(MAIN), metric):
         size, values = measured[row.name].parameters, list(row.values(metric).values())
-        if size:
-            points[row.name] = (size, sum(values) / len(values))
-            marks[row.name] = figures.mark_of(row, results.bench.ours)
+        if not size:
+            without.append(row.name)
+            continue
+        points[row.name] = (size, sum(values) / len(values))
+        marks[row.name] = figures.mark_of(row, results.bench.ours)
     if not points:
         raise Absent("the size of no model is known")
     caption = f"{block.dataset}, {block.pair}: test {metric} against parameters. No model lies"
@@ -207,7 +209,10 @@ def _pareto(results: Results, block: Block) -> list[Part]:
     if any(row.kind == REFERENCE and row.name in points for row in block.rows):
         caption += " Large hollow markers are reference rows."
     styles, name = _looks(results, block), figure_name(results, block, "pareto")
-    return [figures.pareto(points, metric, styles, marks, name, caption)]
+    made: list[Part] = [figures.pareto(points, metric, styles, marks, name, caption)]
+    if without:
+        made.append(Notes([f"{', '.join(without)} left out, without a number of parameters"]))
+    return made
 
 
 def _activity(results: Results, block: Block) -> list[Part]:
