@@ -268,10 +268,11 @@ class KDConfig(Config):
         drawn = (self["train_neg_sample_args"] or {}).get("distribution", "none")
         single = self["MODEL_INPUT_TYPE"] == InputType.POINTWISE
         if self["sequence_training"] == "causal" and single and drawn != "none":
+            other = "student" if self.role == "teacher" else "teacher"
             raise KDError(
                 f"{self._shown('train_neg_sample_args')}: found distribution {drawn}; "
                 f"{self['model']} on causal rows would learn them as items of the user; allowed is "
-                f"null, or a section of the other model (--student.train_neg_sample_args)"
+                f"null, or a section of the other model (--{other}.train_neg_sample_args)"
             )
         self.choice("train_windows", ("last", "all"))
         hidden = self.choice("filter_history", (False, True, "all"))

@@ -178,7 +178,7 @@ def load_split(config: KDConfig) -> Split:
         users, items, places, _ = _in_order(parts[0], history)
         prints["order"] = fingerprint(users, items, tokens, places)
     if config.sequential:
-        require_order(config, history, config["model"])
+        require_order(config, dataset, config["model"])
     if isinstance(dataset, FullSequenceDataset):
         _warn_of_single(parts[0], tokens)
         _warn_of_past(dataset, parts, history)
@@ -287,12 +287,12 @@ def _dataset_class(config: KDConfig) -> type[Dataset]:
     return getattr(module, by_type.get(config["MODEL_TYPE"], "Dataset"))
 
 
-def require_order(config: KDConfig, history: UserHistory, name: str) -> None:
+def require_order(config: KDConfig, data: Dataset, name: str) -> None:
     """Refuse to read sequences in the order of a file that has times, unless that was asked for.
 
     Args:
         config: Configuration of the run's student.
-        history: Its train interactions.
+        data: Its whole data set.
         name: The model that reads them as sequences.
 
     Raises:
@@ -301,8 +301,11 @@ def require_order(config: KDConfig, history: UserHistory, name: str) -> None:
     folder, dataset, time = Path(config["data_path"]), config["dataset"], config["TIME_FIELD"]
     parts = config["benchmark_filename"]
     path = folder / (f"{dataset}.{parts[0]}.inter" if parts else f"{dataset}.inter")
-    if history.times is not None or time not in _columns(config, path):
+    if time in data.field2type:
         return
+    columns = _columns(config, path)
+    if time not in columns or config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"] in columns:
+        return  # there is no other order, or the rows were prepared with it
     if any("load_col" in layer.values for layer in config.sources.layers):
         logging.getLogger(__name__).warning(
             "%s reads sequences in the order of the files: load_col leaves %s out", name, time

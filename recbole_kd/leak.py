@@ -88,7 +88,9 @@ def guard(
     return _refuse(count, split, origin, allow, remedy)
 
 
-def guard_scores(split: Split, trained_on: np.ndarray, origin: str, allow: bool) -> int:
+def guard_scores(
+    split: Split, trained_on: np.ndarray, origin: str, allow: bool, sampled: bool = False
+) -> int:
     """:func:`guard`, for a file of scores that says what its model was trained on.
 
     Args:
@@ -96,6 +98,7 @@ def guard_scores(split: Split, trained_on: np.ndarray, origin: str, allow: bool)
         trained_on: See :func:`leaked_of`.
         origin: The file, for the message.
         allow: Whether to go on with a loud warning.
+        sampled: Whether hashes of further interactions were left out, so that more have leaked.
 
     Returns:
         Leaked interactions.
@@ -104,15 +107,17 @@ def guard_scores(split: Split, trained_on: np.ndarray, origin: str, allow: bool)
         KDError: There are some and ``allow`` is false.
     """
     remedy = "allowed is a file of a model that was trained on this run's split"
-    return _refuse(leaked_of(split, trained_on), split, origin, allow, remedy)
+    return _refuse(leaked_of(split, trained_on), split, origin, allow, remedy, sampled)
 
 
-def _refuse(count: int, split: Split, origin: str, allow: bool, remedy: str) -> int:
+def _refuse(
+    count: int, split: Split, origin: str, allow: bool, remedy: str, sampled: bool = False
+) -> int:
     if count == 0:
         return 0
-    total = len(split.held_out()[0])
+    total, least = len(split.held_out()[0]), "at least " if sampled else ""
     found = (
-        f"the teacher {origin} was trained on {count} of the {total} validation and test "
+        f"the teacher {origin} was trained on {least}{count} of the {total} validation and test "
         f"interactions of the student ({count / total:.1%}): its split is another one"
     )
     if not allow:

@@ -136,6 +136,12 @@ class Run:
             "/".join(map(str, self.split.sizes)),
         )
 
+    @property
+    def prints(self) -> dict[str, str]:
+        """Fingerprints of the split; of its times too where a model that is trained reads them."""
+        configs = (self.config, self.teacher_config)
+        return self.split.prints(any(c.reads_time for c in configs if c is not None))
+
     # -- the kinds of run ----------------------------------------------------------------------
 
     def result(self) -> dict[str, Any]:

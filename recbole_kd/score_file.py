@@ -38,6 +38,10 @@ CHUNK_ROWS = 2**20
 TRAINED_ON = "recbole_kd_trained_on"
 """Where a file that this package wrote keeps hashes of the interactions its model learnt from."""
 
+MOST_HASHES = 2**20
+"""Hashes at most, the smallest: a sample that does not depend on order, of 8 MiB. Parquet keeps
+them in the part of the file that every reader reads, and refuses one of 100 MB."""
+
 FORM = "1"
 """Form of a cache folder; another one has another name."""
 

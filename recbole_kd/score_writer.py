@@ -18,7 +18,7 @@ from recbole_kd import checkpoint, deploy
 from recbole_kd.data import Tokens, pair_hashes
 from recbole_kd.errors import KDError
 from recbole_kd.options import SCORE_FILES, is_positive
-from recbole_kd.score_file import COLUMNS, TRAINED_ON, parquet
+from recbole_kd.score_file import COLUMNS, MOST_HASHES, TRAINED_ON, parquet
 from recbole_kd.teacher import UNKNOWN_SCORE, FrozenTeacher
 
 DEFAULT_TOP_K = 500
@@ -86,7 +86,9 @@ def write_scores(
     counts = loaded.history.counts
     users = torch.arange(len(counts)).masked_fill(counts == 0, -1)
     items = torch.arange(n_items + 1)
-    teacher = FrozenTeacher(loaded.scorer, users, items, loaded.history, memory_budget_gb)
+    teacher = FrozenTeacher(
+        loaded.scorer, users, items, loaded.history, memory_budget_gb, keeps_scores=False
+    )
     active = int(teacher.knows_user.sum())
     rows = 0
 
@@ -100,7 +102,8 @@ def write_scores(
     first = next(chunks)  # what the model refuses is no fault of the file's
     write = WRITERS[target.suffix]
     seen = loaded.history.pairs()
-    trained_on = np.unique(pair_hashes(seen[0].numpy(), seen[1].numpy(), loaded.tokens))
+    hashes = np.unique(pair_hashes(seen[0].numpy(), seen[1].numpy(), loaded.tokens))
+    trained_on = hashes[:MOST_HASHES]
     checkpoint.write_bytes_atomically(
         target,
         lambda file: write(file, itertools.chain([first], chunks), loaded.tokens, trained_on),

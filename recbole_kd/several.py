@@ -90,7 +90,7 @@ class SeveralDistillers(TaughtStudent):
     The base loss counts once: ``base + kd_weight * sum_k w_k kd_k``. ``state_dict()`` holds the
     student under ``student.`` and the method's own modules for each teacher under ``teacher1.``,
     ``teacher2.`` and so on. A graph student propagates once a step for all of them, and a sequence
-    student encodes once.
+    student encodes once where they teach the same users.
 
     Args:
         distillers: One a teacher, with the same student and scorer. Their student becomes part of

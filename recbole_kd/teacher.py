@@ -214,6 +214,8 @@ class FrozenTeacher(Teacher):
         history: Train history in the student's ids, to mask train items.
         memory_budget_gb: Working memory of a chunk, and size of a table of scores, in GiB.
         table_folder: Where such a table lies; ``None``: where temporary files do.
+        keeps_scores: Whether scores of a model without vectors are kept at all; it is no use where
+            each user is asked for once.
 
     Raises:
         KDError: No user or no item is known to the teacher.
@@ -227,6 +229,7 @@ class FrozenTeacher(Teacher):
         history: UserHistory,
         memory_budget_gb: float = 0.1,
         table_folder: Path | None = None,
+        keeps_scores: bool = True,
     ):
         device = scorer.device
         known_items = item_ids > 0
@@ -237,6 +240,7 @@ class FrozenTeacher(Teacher):
         self.model.requires_grad_(False)
         self.model.eval()
         self.scorer = scorer
+        self.keeps_scores = keeps_scores
         self._user_ids = user_ids.clamp_min(0).to(device)
         self._item_ids = item_ids.clamp_min(0).to(device)
         same = len(item_ids) == scorer.n_items and bool(
@@ -332,7 +336,7 @@ class FrozenTeacher(Teacher):
         """Whether scores are kept in a table; they are if it is within the memory budget."""
         size = table_bytes(len(self._user_ids), len(self._item_ids))
         factorised = isinstance(self.scorer, FactorScorer)
-        return not factorised and size <= self.memory_budget_gb * 2**30
+        return self.keeps_scores and not factorised and size <= self.memory_budget_gb * 2**30
 
     def _table(self) -> ScoreTable | None:
         """Where scores are kept; ``None``: it would exceed the budget."""

@@ -22,7 +22,7 @@ from recbole_kd.methods.base import NEEDS
 from recbole_kd.mixture import MixedScorer, MixedTeacher
 from recbole_kd.options import SCORE_FILES, TEACHER_FILES, is_positive
 from recbole_kd.registry import methods_without, short_name
-from recbole_kd.score_file import open_scores, read_trained_on
+from recbole_kd.score_file import MOST_HASHES, open_scores, read_trained_on
 from recbole_kd.scoring import (
     Scorer,
     cosine_names,
@@ -102,9 +102,7 @@ class TeacherFinder:
         self.method, self.config, self.teacher_config = method, config, teacher_config
         self.split, self.saved = split, saved
         # A recipe's section for the teacher holds for one that is opened, too.
-        sections = [x.values.get("teacher", {}) for x in (*config.layers, *config.sources.layers)]
-        said = [s["score_temperature"] for s in sections if s.get("score_temperature") is not None]
-        asked = said[-1] if said else None
+        asked = asked_temperature(config)
         self.temperature = asked if teacher_config is None else teacher_config["score_temperature"]
         if asked is not None and not is_positive(asked):
             raise KDError(f"--teacher.score_temperature={asked}: allowed are numbers above 0")
@@ -162,7 +160,10 @@ class TeacherFinder:
         return FrozenTeacher(scorer, *ids, self.split.history, budget, folder)
 
     def _check_temperature(self, opened: Sequence[TeacherParts]) -> None:
-        free = [parts.scorer is not None and parts.scorer.free_scale for parts in opened]
+        free = [
+            parts.scorer is not None and takes_temperature(type(parts.scorer.model))
+            for parts in opened
+        ]
         if self.temperature is not None and not any(free):
             raise KDError(
                 f"--teacher.score_temperature={self.temperature}: a file's scores, and inner "
@@ -287,7 +288,7 @@ class TeacherFinder:
         leak.guard(self.split, loaded.history, *ids, path, self.config["allow_leak"], remedy)
         history = translate_history(self.split.history, *ids, loaded.history)
         if sequential:
-            require_order(self.config, self.split.history, name)
+            require_order(self.config, self.split.dataset, name)
         check = getattr(type(loaded.model), "check_data", None)
         if check is not None:
             check(loaded.config, history, True)
@@ -336,7 +337,8 @@ class TeacherFinder:
         if trained_on is None:
             note = f"{leak.unchecked(path)}, {note}"
         else:
-            leak.guard_scores(self.split, trained_on, path, config["allow_leak"])
+            sampled = len(trained_on) >= MOST_HASHES
+            leak.guard_scores(self.split, trained_on, path, config["allow_leak"], sampled)
         digest = f"{lists.digest}-{missing}-{least}"
         return TeacherParts(teacher, None, "scores", self._test(teacher), path, digest, note)
 
@@ -384,6 +386,17 @@ def offers(cls: type[Any]) -> frozenset[str]:
     """
     has = {"vectors": is_factorised(cls), "trajectory": cls.type.name != "TRADITIONAL"}
     return frozenset(need for need, there in has.items() if there)
+
+
+def asked_temperature(config: KDConfig) -> Any:
+    """The option ``teacher.score_temperature`` of a run, or ``None`` where nobody sets it.
+
+    Args:
+        config: The student's.
+    """
+    sections = [x.values.get("teacher", {}) for x in (*config.layers, *config.sources.layers)]
+    said = [s["score_temperature"] for s in sections if s.get("score_temperature") is not None]
+    return said[-1] if said else None
 
 
 def identity(split: Split) -> Ids:

@@ -176,7 +176,7 @@ def test_a_part_of_the_runs_comes_with_the_teachers_it_needs(tmp_path: Path) -> 
 
 def test_a_row_does_not_change_the_teacher_unasked(tmp_path: Path) -> None:
     plain = {"method": "CE", "options": {"learning_rate": 0.5}}
-    with pytest.raises(KDError, match=r"row CE: its options train another teacher.*student\."):
+    with pytest.raises(KDError, match=r"row CE: found another.*learning_rate=0.5, not .*student\."):
         jobs_of(tmp_path, methods=["RCEKD", plain], seeds=[0])
     students = {"method": "CE", "options": {"student.learning_rate": 0.5}}
     jobs = jobs_of(tmp_path, methods=["RCEKD", students], seeds=[0])
@@ -520,9 +520,49 @@ def test_results_of_data_that_have_changed_are_made_again(ran: Any) -> None:
     splits = check_jobs(jobs)
     names = {job.row for job in jobs if runner.finished(job, out, splits)}
     assert names >= {"Teacher", "Scratch", "RCEKD"}
-    for part in ("train", "valid", "test"):
+    for part in ("train", "valid", "test", "ids"):
         changed = {place: {**prints, part: "other"} for place, prints in splits.items()}
         assert not any(runner.finished(job, out, changed) for job in jobs)
+
+
+def test_results_of_times_that_have_changed_are_made_again(ran: Any) -> None:
+    """Where a model of the run reads them: the record says which they were."""
+    out, _, _ = ran
+    jobs = plan.jobs_of(spec.read(out.parent / "bench.yaml"), out)
+    (job,) = (job for job in jobs if (job.row, job.seed) == ("Scratch", jobs[0].seed))
+    splits = check_jobs(jobs)
+    place = job.dataset, job.pair, job.row
+    before = job.file(out).read_text(encoding="utf-8")
+    try:
+        for said, now, same in (("a", "a", True), ("a", "b", False), (None, "b", True)):
+            content = json.loads(before)
+            content["provenance"].update({} if said is None else {"times": said})
+            job.file(out).write_text(json.dumps(content), encoding="utf-8")
+            changed = {**splits, place: {**splits[place], "times": now}}
+            assert runner.finished(job, out, changed) == same
+    finally:
+        job.file(out).write_text(before, encoding="utf-8")
+
+
+def test_a_teachers_temperature_tells_runs_apart(tmp_path: Path) -> None:
+    options = {"teacher.score_temperature": 0.1}
+    pairs = {"P": {"teacher": "NeuMF", "student": "BPR"}}
+    jobs = jobs_of(
+        tmp_path,
+        methods=["CE", {"method": "CE", "name": "sharp", "options": options}],
+        pairs=pairs,
+        seeds=[0],
+    )
+    teacher, plain, sharp = jobs
+    assert plain.training != sharp.training
+    assert plain.after == sharp.after == (teacher.training,)
+
+
+def test_a_recipe_with_another_teacher_is_named(tmp_path: Path) -> None:
+    """The teacher of LightGCN -> MF is in the recipe of RCE-KD on CiteULike; UnKD has none."""
+    pairs = {"P": {"teacher": "LightGCN", "student": "BPR"}}
+    with pytest.raises(KDError, match=r"row UnKD: found another teacher.*=.*, not "):
+        jobs_of(tmp_path, methods=["RCEKD", "UnKD"], pairs=pairs, seeds=[0], datasets=["citeulike"])
 
 
 def test_a_metric_that_is_no_number_is_a_failed_run(ran: Any, tmp_path: Path) -> None:
@@ -537,7 +577,7 @@ def test_a_metric_that_is_no_number_is_a_failed_run(ran: Any, tmp_path: Path) ->
     (folder / "result.json").write_text(json.dumps(found), encoding="utf-8")
     split = load_split(KDConfig(Sources.collect(options=job.options), "scratch"))
     with pytest.raises(KDError, match=r"found ndcg@10 = nan in the test; allowed are finite"):
-        job_module._record(job, tmp_path, folder, {}, None, split)
+        job_module._record(job, tmp_path, folder, {}, None, split, split.fingerprints)
 
 
 def test_the_most_epochs_are_those_of_what_a_job_trains(tmp_path: Path) -> None:

@@ -433,6 +433,13 @@ def test_unreadable_files(tmp_path: Path, content: bytes, named: str) -> None:
     assert named in refusal(tmp_path)
 
 
+def test_rows_of_a_models_own_data_set_are_in_order(root: Path) -> None:
+    """RecBole's data set of DIEN is rows, which hold no time of each item; times were loaded."""
+    split = load_split(config_for(root, student="DIEN"))
+    assert split.history.times is None
+    assert split.sizes[0] > 0
+
+
 def test_sequences_of_a_ready_made_split_must_be_in_it(tmp_path: Path, rows: list[Row]) -> None:
     write_parts(tmp_path, [rows, rows[:5], rows[5:10]])
     parts = {"name": "parts", "benchmark_filename": ["train", "valid", "test"]}

@@ -209,6 +209,16 @@ def test_none_is_best_where_one_with_fewer_seeds_is_better_over_those(tmp_path: 
     assert "-25.0% (CE, seed 0)" in written(folder)
 
 
+def test_seeds_that_are_not_compared_decide_nothing(tmp_path: Path) -> None:
+    values = {
+        "RCEKD": {0: 0.1, 1: 0.1},
+        "CE": {0: 0.2, 1: 0.2, 2: 0.0},
+        "DCD": {0: 0.15, 1: 0.15, 2: 0.19},
+    }
+    found = marks(table_of(make_bench(tmp_path, values)))
+    assert found == {"RCEKD": "", "CE": "Bu", "DCD": ""}
+
+
 def test_without_ours_the_largest_set_of_seeds_competes(tmp_path: Path) -> None:
     values = {"CE": {0: 0.9}, "DCD": {1: 0.2, 2: 0.2}, "RD": {1: 0.3, 2: 0.3}}
     assert marks(table_of(make_bench(tmp_path, values, ours=None)))["RD"] == "B"
@@ -892,6 +902,7 @@ def test_csv_has_every_seed_mean_and_test(tmp_path: Path) -> None:
     }
     assert float(better.pop("RCEKD")[0]) == pytest.approx(0.43 / 0.38 - 1)
     assert set(better.values()) == {("", "")}
+    assert {r["improvement_seeds"] for r in lines["report_means.csv"]} == {""}
     sizes = {r["row"]: r for r in lines["report_compression.csv"]}
     assert float(sizes["RCEKD"]["gap_closed"]) == pytest.approx(0.7)
     assert sizes["RCEKD"]["one_p50_ms"] == sizes["RCEKD"]["threads"] == ""

@@ -26,7 +26,7 @@ from recbole_kd.listed import ListedTeacher, report_lists
 from recbole_kd.mixture import MixedTeacher
 from recbole_kd.options import SCORE_FILES
 from recbole_kd.registry import SCRATCH, method_class, method_names
-from recbole_kd.score_file import Found, ScoreLists, open_scores
+from recbole_kd.score_file import Found, ScoreLists, open_scores, read_trained_on
 from recbole_kd.score_writer import write_scores
 from recbole_kd.teacher import UNKNOWN_SCORE
 
@@ -1080,6 +1080,24 @@ def test_a_file_of_a_model_of_another_split_is_refused(
     with pytest.raises(AssertionError, match="before the refusal"):
         run(tmp_path / "saved", target, allow_leak=True)
     assert "LEAK ALLOWED" in caplog.text
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != ".csv"])
+def test_hashes_of_some_interactions_show_a_leak(
+    form: str, tmp_path: Path, nothing_is_trained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("score_writer", "teachers"):
+        monkeypatch.setattr(f"recbole_kd.{module}.MOST_HASHES", 500)
+    model = tiny.save("BPR", tmp_path / "model.pt", seed=1)
+    target = tmp_path / f"s{form}"
+    write_scores(model, target, top_k=110)
+    kept = read_trained_on(target)
+    assert kept is not None
+    assert len(kept) == 500 < len(tiny.split("BPR", seed=1).history.items)
+    found = leak.leaked_of(tiny.split("BPR"), kept)
+    assert 20 < found < 200
+    with pytest.raises(KDError, match=rf"was trained on at least {found} of the .*--allow_leak"):
+        run(tmp_path / "saved", target)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -18,8 +18,8 @@ from recbole_kd.quick_start import Run
 PARTS = ("train", "valid", "test")
 
 
-Prints = dict[tuple[str, str], dict[str, str]]
-"""Fingerprints of train, valid and test part of each data set and pair."""
+Prints = dict[tuple[str, str, str], dict[str, str]]
+"""What a row's runs read, by data set, pair and row: see :attr:`Run.prints`."""
 
 
 def check_jobs(jobs: Iterable[Job], metric: str | None = None) -> Prints:
@@ -30,34 +30,40 @@ def check_jobs(jobs: Iterable[Job], metric: str | None = None) -> Prints:
         metric: Metric of tests and figures, or ``None``.
 
     Returns:
-        The split of each data set and pair, as its files are now.
+        The split of each row, as its files are now.
 
     Raises:
         KDError: A run would be refused, or a row has another split than the others of its pair; the
             message names the row.
     """
     splits: dict[str, Split] = {}
+    found: Prints = {}
     first: dict[tuple[str, str], tuple[str, dict[str, str]]] = {}
     rows = {(job.dataset, job.pair, job.row): job for job in reversed(list(jobs))}
     # A teacher and a scratch student are parts of a distilled row's run, and checked with it.
     for job in sorted(rows.values(), key=lambda job: job.kind != DISTILLED):
         try:
             with _quiet():
-                split = _set_up(job, splits, metric)
+                read = _set_up(job, splits, metric)
         except KDError as error:
             raise KDError(f"row {job.row}, {job.dataset}, {job.pair}: {error}") from error
-        prints = {part: split.fingerprints[part] for part in PARTS}
+        found[job.dataset, job.pair, job.row] = read
+        prints = {part: read[part] for part in PARTS}
         row, expected = first.setdefault((job.dataset, job.pair), (job.row, prints))
         if prints != expected:
             raise KDError(
                 f"row {job.row}, {job.dataset}, {job.pair}: found another split than that of "
                 f"{row}; allowed is one for all rows: eval_args and eval_targets decide it"
             )
-    return {place: prints for place, (_, prints) in first.items()}
+    return found
 
 
-def _set_up(job: Job, splits: dict[str, Split], metric: str | None) -> Split:
-    """What a run does before it trains; splits are loaded once."""
+def _set_up(job: Job, splits: dict[str, Split], metric: str | None) -> dict[str, str]:
+    """What a run does before it trains; splits are loaded once.
+
+    Returns:
+        :attr:`Run.prints`.
+    """
     sources = Sources.collect(options=job.options)
     config = KDConfig(sources, "student")
     learnt = config.learning_keys() | {"method", "import_path", "model", "seed"}
@@ -76,7 +82,7 @@ def _set_up(job: Job, splits: dict[str, Split], metric: str | None) -> Split:
     names = [f"{name.lower()}@{k}" for name in config["metrics"] for k in config["topk"]]
     if metric is not None and metric not in names:
         raise KDError(f"metric={metric}: found {', '.join(names)}; allowed is one of them")
-    return split
+    return run.prints
 
 
 @contextmanager

@@ -67,14 +67,14 @@ def run(job: Job, out: Path) -> Record:
             folder = Path(str(parts.checkpoint)).parent
         else:
             work.finder.write_test(parts, folder)
-        return _record(job, out, folder, parts.test_result, parts.scorer, work.split)
+        return _record(job, out, folder, parts.test_result, parts.scorer, work.split, work.prints)
     if job.kind == SCRATCH_STUDENT:
         trained = work.scratch()
-        return _record(job, out, trained.folder, {}, trained.scorer, work.split)
+        return _record(job, out, trained.folder, {}, trained.scorer, work.split, work.prints)
     assert job.kind == DISTILLED
     result = work.distilled()
     folder = Path(result["checkpoints"]["student"]).parent
-    record = _record(job, out, folder, result["test_result"], None, work.split)
+    record = _record(job, out, folder, result["test_result"], None, work.split, work.prints)
     record.parameters = result["sizes"][-1]["parameters"]
     return record
 
@@ -94,11 +94,19 @@ def _reference(job: Job, out: Path) -> Record:
     start_logging(config)
     split = load_split(config)
     trained = train_reference(config, split)
-    return _record(job, out, trained.folder, {}, trained.scorer, split)
+    return _record(
+        job, out, trained.folder, {}, trained.scorer, split, split.prints(config.reads_time)
+    )
 
 
 def _record(
-    job: Job, out: Path, folder: Path | None, test: Mapping[str, float], scorer: Any, split: Any
+    job: Job,
+    out: Path,
+    folder: Path | None,
+    test: Mapping[str, float],
+    scorer: Any,
+    split: Any,
+    prints: Mapping[str, str],
 ) -> Record:
     """The record of a run that is done; what its folder says of it is added."""
     record = _begin(job)
@@ -114,6 +122,8 @@ def _record(
         "test": tested,
     }
     record.provenance["split"] = split.fingerprints
+    if "times" in prints:  # beside it: all rows of a table have one split, not all read its times
+        record.provenance["times"] = prints["times"]
     if folder is None:
         return record
     record.folder = os.path.relpath(folder, out)

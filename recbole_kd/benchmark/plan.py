@@ -21,6 +21,7 @@ from recbole_kd.errors import KDError
 from recbole_kd.keys import known_keys
 from recbole_kd.options import SECTIONS, Sources, merge, nest
 from recbole_kd.registry import SCRATCH, backbone_class
+from recbole_kd.teachers import asked_temperature
 
 CARRIER = "RCEKD"
 """Method whose run a teacher and a scratch student are parts of, where no row distils."""
@@ -191,15 +192,30 @@ def _check_teachers(jobs: Sequence[Job], own: Sequence[str]) -> None:
         jobs: The jobs of a pair.
         own: Names of the rows that say something of their teacher.
     """
-    teachers = {job.seed: job.training for job in jobs if job.kind == TEACHER}
+    teachers = {job.seed: job for job in jobs if job.kind == TEACHER}
     for job in jobs:
-        other = job.kind == DISTILLED and job.after != (teachers.get(job.seed),)
-        if other and job.row not in own:
+        if job.kind != DISTILLED or job.row in own:
+            continue
+        table = teachers[job.seed]
+        if job.after != (table.training,):
             raise KDError(
-                f"row {job.row}: its options train another teacher than that of the table; allowed "
-                "are options of the student alone (options: {student.learning_rate: ...}), or of "
-                "the teacher in a section (teacher.learning_rate)"
+                f"row {job.row}: found another teacher than that of the table "
+                f"({_of_teachers(job, table)}); allowed is one for all rows: what a row or its "
+                "method's recipe says of the student alone stands under student. "
+                "(student.learning_rate), what holds for the teacher under teacher. in the pair's "
+                "options, or in the row's own if it is to be compared with another"
             )
+
+
+def _of_teachers(job: Job, table: Job) -> str:
+    """In what the teacher of a job is another than the table's, three options at most."""
+    first, second = (
+        {**training.outcome_options(config), "save_every": config["save_every"]}
+        for config in (_config(one, "teacher") for one in (job, table))
+    )
+    differing = [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
+    said = [f"{key}={first.get(key)}, not {second.get(key)}" for key in differing[:3]]
+    return "; ".join(said) + ("; ..." if len(differing) > 3 else "")
 
 
 def _on_the_split_of(like: Job, job: Job) -> Job:
@@ -309,7 +325,11 @@ def _resolved(job: Job) -> Job:
         return replace(job, training=teacher)
     if job.kind == SCRATCH_STUDENT:
         return replace(job, training=_key(_config(job, "scratch")))
-    return replace(job, training=f"{_key(_config(job, 'student'))} by {teacher}", after=(teacher,))
+    trained = f"{_key(_config(job, 'student'))} by {teacher}"
+    temperature = asked_temperature(_config(job, "student"))
+    if temperature is not None:
+        trained += f" over {temperature}"
+    return replace(job, training=trained, after=(teacher,))
 
 
 def _teacher_key(job: Job, sources: Sources) -> str:

@@ -104,9 +104,12 @@ def finished(job: Job, out: Path, splits: Prints) -> bool:
         return False  # cut short by a full disk: it is made again
     there = record.folder is None or (out / record.folder / per_user.FILE).is_file()
     same = records.told(record.options) == records.told(job.options)
-    split, now = record.provenance.get("split"), splits[job.dataset, job.pair]
-    if isinstance(split, dict) and any(split.get(part) != now[part] for part in now):
-        return False
+    said = record.provenance
+    split, now = said.get("split"), splits[job.dataset, job.pair, job.row]
+    if isinstance(split, dict):
+        read = {**split, **({"times": said["times"]} if "times" in said else {})}
+        if any(read[part] != now[part] for part in now if part in read):
+            return False
     return record.status == records.DONE and there and same and record.training == job.training
 
 

@@ -95,7 +95,7 @@ def _main_grid(bench: Benchmark, table: Table) -> Grid:
     caption = f"{table.dataset}, {table.pair}: test metrics, mean ± spread over the seeds"
     caption += "; best student bold"
     if bench.ours is not None and table.group == MAIN:
-        caption += f", best without {bench.ours} underlined"
+        caption += f", closest to {bench.ours} underlined"
     ours = next((ln.row for ln in table.lines if ln.row.name == bench.ours), None)
     if ours is not None and table.group != MAIN and set(table.compared) < set(ours.runs):
         caption += f", over seed{'s' * (len(table.compared) > 1)} "

@@ -21,6 +21,7 @@ RUNS = ("dataset", "pair", "group", "row", "kind", "model", "seed", "metric", "v
 MEANS = (
     *("dataset", "pair", "group", "row", "kind", "metric", "seeds", "mean", "deviation"),
     *("best", "best_baseline", "competes", "published", "improvement", "improvement_over"),
+    "improvement_seeds",
 )
 TESTS = (
     *("dataset", "pair", "group", "metric", "ours", "against", "by", "pairs", "difference"),
@@ -70,6 +71,7 @@ def _means(bench: Benchmark, table: Table) -> Iterable[Sequence[Any]]:
                 *(int(cell.best), int(cell.best_baseline)),
                 *(int(line.row.is_student and not line.lacks), cell.paper),
                 *((better.relative, better.baseline) if better else (None, None)),
+                " ".join(map(str, better.seeds)) if better else None,
             )
 
 

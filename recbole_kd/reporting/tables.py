@@ -194,7 +194,7 @@ def _best(rows: Sequence[Row], metric: str, seeds: Sequence[int]) -> set[str]:
     return {
         row.name
         for row in rivals
-        if _near(means[row.name], top) and not any(_above(o, row, metric) for o in students)
+        if _near(means[row.name], top) and not any(_above(o, row, metric, seeds) for o in students)
     }
 
 
@@ -202,9 +202,9 @@ def _near(one: float, two: float) -> bool:
     return math.isclose(one, two, rel_tol=1e-9)
 
 
-def _above(one: Row, two: Row, metric: str) -> bool:
-    """Whether the first's mean is larger, over the seeds that both have."""
-    common = _common(metric, one, two)
+def _above(one: Row, two: Row, metric: str, seeds: Sequence[int]) -> bool:
+    """Whether the first's mean is larger, over those of some seeds that both have."""
+    common = [seed for seed in _common(metric, one, two) if seed in seeds]
     if not common:
         return False
     first, second = (_mean(row, metric, common) for row in (one, two))
