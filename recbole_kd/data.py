@@ -304,8 +304,11 @@ def require_order(config: KDConfig, data: Dataset, name: str) -> None:
     if time in data.field2type:
         return
     columns = _columns(config, path)
-    if time not in columns or config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"] in columns:
-        return  # there is no other order, or the rows were prepared with it
+    # Rows of another program are read as they are; only where they are read as rows was order kept.
+    own_rows = isinstance(data, FullSequenceDataset) or not isinstance(data, SequentialDataset)
+    prepared = not own_rows and config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"] in columns
+    if prepared or time not in columns:
+        return
     if any("load_col" in layer.values for layer in config.sources.layers):
         logging.getLogger(__name__).warning(
             "%s reads sequences in the order of the files: load_col leaves %s out", name, time

@@ -104,8 +104,6 @@ class TeacherFinder:
         # A recipe's section for the teacher holds for one that is opened, too.
         asked = asked_temperature(config)
         self.temperature = asked if teacher_config is None else teacher_config["score_temperature"]
-        if asked is not None and not is_positive(asked):
-            raise KDError(f"--teacher.score_temperature={asked}: allowed are numbers above 0")
         self.files = config.sources.teacher_files
         self.combination = Combination.read(config, max(1, len(self.files)))
 
@@ -393,9 +391,14 @@ def asked_temperature(config: KDConfig) -> Any:
 
     Args:
         config: The student's.
+
+    Raises:
+        KDError: It is no finite number above 0.
     """
     sections = [x.values.get("teacher", {}) for x in (*config.layers, *config.sources.layers)]
     said = [s["score_temperature"] for s in sections if s.get("score_temperature") is not None]
+    if said and not is_positive(said[-1]):
+        raise KDError(f"--teacher.score_temperature={said[-1]}: allowed are numbers above 0")
     return said[-1] if said else None
 
 

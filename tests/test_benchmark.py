@@ -558,11 +558,25 @@ def test_a_teachers_temperature_tells_runs_apart(tmp_path: Path) -> None:
     assert plain.after == sharp.after == (teacher.training,)
 
 
+def test_a_temperature_is_a_number_however_it_is_written(tmp_path: Path) -> None:
+    def trained(temperature: object) -> str:
+        pairs = {"P": {"teacher": "NeuMF", "student": "BPR"}}
+        options = {"teacher.score_temperature": temperature}
+        rows = [{"method": "CE", "options": options}]
+        return jobs_of(tmp_path, methods=rows, pairs=pairs, seeds=[0])[-1].training
+
+    assert trained(1) == trained(1.0) != trained(2)
+    with pytest.raises(KDError, match=r"score_temperature=warm: allowed are numbers above 0"):
+        trained("warm")
+
+
 def test_a_recipe_with_another_teacher_is_named(tmp_path: Path) -> None:
     """The teacher of LightGCN -> MF is in the recipe of RCE-KD on CiteULike; UnKD has none."""
     pairs = {"P": {"teacher": "LightGCN", "student": "BPR"}}
     with pytest.raises(KDError, match=r"row UnKD: found another teacher.*=.*, not "):
         jobs_of(tmp_path, methods=["RCEKD", "UnKD"], pairs=pairs, seeds=[0], datasets=["citeulike"])
+    with pytest.raises(KDError, match=r"row CE: .*\(split_seed=7, not 2020\)"):
+        jobs_of(tmp_path, methods=["RCEKD", {"method": "CE", "options": {"split_seed": 7}}])
 
 
 def test_a_metric_that_is_no_number_is_a_failed_run(ran: Any, tmp_path: Path) -> None:

@@ -207,6 +207,9 @@ def test_none_is_best_where_one_with_fewer_seeds_is_better_over_those(tmp_path: 
     table = table_of(folder)
     assert marks(table) == {"RCEKD": "", "CE": "u", "DCD": ""}
     assert "-25.0% (CE, seed 0)" in written(folder)
+    files = {f.name: f for f in write_report(folder, formats=["csv"], latency=False)}
+    lines = csv.DictReader(files["report_means.csv"].open(encoding="utf-8"))
+    assert {r["row"]: r["improvement_seeds"] for r in lines} == {"RCEKD": "0", "CE": "", "DCD": ""}
 
 
 def test_seeds_that_are_not_compared_decide_nothing(tmp_path: Path) -> None:

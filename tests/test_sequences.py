@@ -17,7 +17,7 @@ from tiny import ML100K, Row, config_for, ml100k_rows, write_dataset, write_part
 
 from recbole_kd import run_recbole_kd
 from recbole_kd.config import KDConfig
-from recbole_kd.data import Split, load_split
+from recbole_kd.data import Split, load_split, require_order
 from recbole_kd.errors import KDError
 from recbole_kd.loaders import make_loaders, train_part
 from recbole_kd.options import Sources
@@ -546,6 +546,32 @@ def test_times_of_ready_made_files_are_not_passed_over(
     load("BPR")
     load("SASRec", load_col={"inter": ["user_id", "item_id"]})
     assert "in the order of the files" in caplog.text
+
+
+def test_lists_in_the_files_are_an_order_of_rows_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A column of lists says how rows were made; single interactions of it have no order."""
+    (tmp_path / "parts").mkdir()
+    head = "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float\n"
+    rows = {"train": "p q\tr\t3", "valid": "p q r\ts\t4", "test": "p q r s\tp\t5"}
+    for part, row in rows.items():
+        (tmp_path / "parts" / f"parts.{part}.inter").write_text(f"{head}a\t{row}\n")
+
+    def config(student: str, **more: Any) -> KDConfig:
+        files = {"benchmark_filename": ["train", "valid", "test"], "data_path": str(tmp_path)}
+        few = {"topk": [2], "valid_metric": "NDCG@2"}
+        given = {"student": student, "model": "Scratch", **files, **few, **more}
+        return KDConfig(Sources.collect(dataset="parts", options=given), "student")
+
+    columns = {"inter": ["user_id", "item_id_list", "item_id"]}
+    prepared = {"eval_targets": "next", "load_col": columns, "alias_of_item_id": ["item_id_list"]}
+    assert load_split(config("SASRec", **prepared)).sizes == (3, 1, 1)
+    assert "in the order of the files" not in caplog.text
+
+    single = config("BPR")
+    with pytest.raises(KDError, match=r"timestamp of parts\.train\.inter is not loaded"):
+        require_order(single, load_split(single).dataset, "SASRec")  # a teacher
 
 
 def test_a_missing_time_is_not_made_up(tmp_path: Path) -> None:

@@ -210,8 +210,8 @@ def _check_teachers(jobs: Sequence[Job], own: Sequence[str]) -> None:
 def _of_teachers(job: Job, table: Job) -> str:
     """In what the teacher of a job is another than the table's, three options at most."""
     first, second = (
-        {**training.outcome_options(config), "save_every": config["save_every"]}
-        for config in (_config(one, "teacher") for one in (job, table))
+        {key: value for part in _trained(_config(one, "teacher")) for key, value in part.items()}
+        for one in (job, table)
     )
     differing = [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
     said = [f"{key}={first.get(key)}, not {second.get(key)}" for key in differing[:3]]
@@ -328,7 +328,7 @@ def _resolved(job: Job) -> Job:
     trained = f"{_key(_config(job, 'student'))} by {teacher}"
     temperature = asked_temperature(_config(job, "student"))
     if temperature is not None:
-        trained += f" over {temperature}"
+        trained += f" over {float(temperature)}"
     return replace(job, training=trained, after=(teacher,))
 
 
@@ -345,11 +345,21 @@ def _teacher_key(job: Job, sources: Sources) -> str:
 
 def _key(config: KDConfig) -> str:
     """What a configuration trains: equal for trainings that would come out equal."""
-    options = training.outcome_options(config)
-    names = [config["dataset"], config.import_path, config.method, config["save_every"]]
-    data = {key: config[key] for key in ("data_path", "benchmark_filename", "split_seed")}
-    content = json.dumps([names, options, data], sort_keys=True, default=str)
+    names, options, data = _trained(config)
+    content = json.dumps([list(names.values()), options, data], sort_keys=True, default=str)
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def _trained(config: KDConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """All that decides how a training comes out and what it keeps: names, options and data."""
+    names = {
+        "dataset": config["dataset"],
+        "model": config.import_path,
+        "method": config.method,
+        "save_every": config["save_every"],
+    }
+    data = {key: config[key] for key in ("data_path", "benchmark_filename", "split_seed")}
+    return names, training.outcome_options(config), data
 
 
 def _flat(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
