@@ -403,7 +403,10 @@ def dcd_frequencies(golden: Golden, _: pytest.MonkeyPatch) -> None:
 
 def dcd_production(golden: Golden, patch: pytest.MonkeyPatch) -> None:
     sides, seen = ("under", "over"), []
-    noise = [noise_for(golden[f"{s}_weights"].log(), golden[f"{s}_pos"]) for s in sides]
+    noise = {
+        part: noise_for(golden[f"{side}_weights"].log(), golden[f"{side}_pos"])
+        for part, side in zip((0, 2), sides, strict=True)
+    }
     feed(patch, DCD, "noise", lambda users, width, part: noise[part][users])
 
     def watched(ranks: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -434,7 +437,7 @@ def dcd_production(golden: Golden, patch: pytest.MonkeyPatch) -> None:
     found = correction_log_weights(ranks, golden.hp("dcd_T"))
     for log_weights, side in zip(found, sides, strict=True):
         assert_close(log_weights.exp(), golden[f"{side}_weights"], 1e-8)
-    items = distiller.tables()["items"][1:].long() - 1
+    items = distiller.tables()["corrections"][1:].long() - 1
     assert torch.equal(items[:, : golden.hp("dcd_K")], golden["under_items"])
     assert torch.equal(items[:, golden.hp("dcd_K") :], golden["over_items"])
     assert_production(golden, distiller)

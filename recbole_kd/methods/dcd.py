@@ -11,8 +11,8 @@ from torch import Tensor
 from recbole_kd.candidates import gumbel_top_k, ranks_in
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import relaxed_ranking, soft_cross_entropy, soft_targets
-from recbole_kd.methods.base import Distiller, check_list_length
-from recbole_kd.rows import Rows
+from recbole_kd.methods.base import check_list_length
+from recbole_kd.methods.rrd import RRD
 
 FLOOR = 1e-5
 """Least weight of an item in both samplers (released code)."""
@@ -35,24 +35,31 @@ def correction_log_weights(ranks: Tensor, temperature: float) -> tuple[Tensor, T
     return weights[0].log(), weights[1].log()
 
 
-class DCD(Distiller):
+class DCD(RRD):
     """Lee and Kim, "Dual Correction Strategy for Ranking Distillation" (CIKM 2021, 2109.03459).
 
     Of the teacher's top M without train items, K that the student under-estimates are to be ranked
-    above K that it over-estimates. As released beside RCE-KD, which gives the published numbers:
-    user side only, the student's rank is among all items, train items included
-    (``dcd_rank: list`` ranks within the list, as the original), the under-estimated items keep the
-    order in which they were drawn (``dcd_sort: True`` the teacher's, as the original), both lists
-    are drawn once a refresh. The original's item side is neither in that code nor here, nor is the
-    third term of its paper, RRD's loss. ``dcd_loss: ce`` is the released code's ablation.
+    above K that it over-estimates. As released beside RCE-KD: user side only, the student's rank
+    is among all items, train items included (``dcd_rank: list`` ranks within the list, as the
+    original), the under-estimated items keep the order in which they were drawn (``dcd_sort:
+    True`` the teacher's, as the original), both lists are drawn once a refresh. ``dcd_loss: ce``
+    is the released code's ablation.
+
+    The correction orders the teacher's list within itself; what puts the list above all other
+    items is, in the original's paper, RRD's loss beside it: ``dcd_ranking_weight``, with the
+    options of :class:`recbole_kd.methods.rrd.RRD`. The released code has no such term. The
+    original's item side is neither in that code nor here.
     """
 
-    kept = ("items", "targets")
+    kept = ("items", "corrections", "targets")
 
     @classmethod
     def check(cls, config: Any, history: UserHistory) -> None:
         """Refuse options out of range; see :meth:`Distiller.check`."""
-        super().check(config, history)
+        if config.number("dcd_ranking_weight", low=0):
+            super().check(config, history)
+        else:  # nothing of RRD's is read
+            super(RRD, cls).check(config, history)
         length = config.positive_int("dcd_M")
         config.positive_int("dcd_K")
         config.at_most("dcd_K", "dcd_M")
@@ -68,48 +75,58 @@ class DCD(Distiller):
     @classmethod
     def teacher_list(cls, config: Any) -> tuple[int, bool] | None:
         """The teacher's lists; see :meth:`Distiller.teacher_list`."""
-        return config["dcd_M"], True
+        lengths = [config["dcd_M"], config["rrd_M"] if config["dcd_ranking_weight"] else 0]
+        return max(lengths), True
 
     def __init__(self, config: Any, *parts: Any, **named: Any):
         super().__init__(config, *parts, **named)
-        self.k, self.length, self.temperature = (config[f"dcd_{n}"] for n in "KMT")
-        self.rank, self.sort, self.clamp = (config[f"dcd_{n}"] for n in ("rank", "sort", "clamp"))
-        self.loss, self.tau = config["dcd_loss"], config["dcd_tau"]
-        self.items = self.table(2 * self.k, torch.int32)
-        self.targets = self.table(2 * self.k if self.loss == "ce" else 0)
+        self.ranking_weight = float(config["dcd_ranking_weight"])
+        self.drawn, self.listed, self.ranks = (config[f"dcd_{n}"] for n in "KMT")
+        self.among, self.in_order = config["dcd_rank"], config["dcd_sort"]
+        self.limit, self.loss, self.tau = (config[f"dcd_{n}"] for n in ("clamp", "loss", "tau"))
+        if not self.ranking_weight:
+            self.items = self.table(0, torch.int32)
+        self.corrections = self.table(2 * self.drawn, torch.int32)
+        self.targets = self.table(2 * self.drawn if self.loss == "ce" else 0)
 
     def refresh(self, epoch: int) -> dict[str, float]:
         """The student's ranks of the teacher's list, and both samples, of every user."""
-        top_items = self.teacher.top_k(self.length, mask_train=True)[0]
-        if self.rank == "list":
+        if self.ranking_weight:
+            super().refresh(epoch)
+        top_items = self.teacher.top_k(self.listed, mask_train=True)[0]
+        if self.among == "list":
             for users in self.users.split(4096):
                 users = users.to(self.device)
                 lists = top_items[users].long()
                 scores = self.scorer.score(self.scorer.encode(users), lists)
-                self._draw(users, lists, scores.argsort(1, descending=True).argsort(1), epoch)
+                self._correct(users, lists, scores.argsort(1, descending=True).argsort(1), epoch)
             return {}
         # tanh(10) is 1 in float32: an item beyond this list weighs as much as one at its end.
-        seen = min(self.n_items - 1, self.length + math.ceil(10 * self.temperature))
+        seen = min(self.n_items - 1, self.listed + math.ceil(10 * self.ranks))
         for users, student in self.student_lists(seen, mask_train=False):
             lists = top_items[users].long()
-            self._draw(users, lists, ranks_in(student, lists, self.n_items), epoch)
+            self._correct(users, lists, ranks_in(student, lists, self.n_items), epoch)
         return {}
 
-    def _draw(self, users: Tensor, lists: Tensor, ranks: Tensor, epoch: int) -> None:
-        under, over = correction_log_weights(ranks, self.temperature)
-        noise = [self.noise(users, self.length, epoch, part) for part in (0, 1)]
-        low = gumbel_top_k(under, self.k, noise[0], ordered=not self.sort)
-        low = low.sort(1).values if self.sort else low
-        high = gumbel_top_k(over, self.k, noise[1], ordered=True)
+    def _correct(self, users: Tensor, lists: Tensor, ranks: Tensor, epoch: int) -> None:
+        under, over = correction_log_weights(ranks, self.ranks)
+        # Part 1 is that of RRD's uninteresting items.
+        noise = [self.noise(users, self.listed, epoch, part) for part in (0, 2)]
+        low = gumbel_top_k(under, self.drawn, noise[0], ordered=not self.in_order)
+        low = low.sort(1).values if self.in_order else low
+        high = gumbel_top_k(over, self.drawn, noise[1], ordered=True)
         items = lists.gather(1, torch.cat([low, high], dim=1))
-        self.items[users] = items.int()
+        self.corrections[users] = items.int()
         if self.loss == "ce":
             self.targets[users] = soft_targets(self.teacher.score(users, items), self.tau)
 
-    def kd_loss(self, rows: Rows) -> Tensor:
-        """Mean over the rows; one student scoring call."""
-        state = self.scorer.encode(rows.users)
-        scores = self.scorer.score(state, self.items[rows.users].long())
+    def losses(self, state: Any, users: Tensor) -> Tensor:
+        """The correction's loss of each user, ``[R]``, and RRD's where it has a weight."""
+        scores = self.scorer.score(state, self.corrections[users].long())
         if self.loss == "ce":
-            return rows.mean(soft_cross_entropy(scores, self.targets[rows.users], self.tau))
-        return rows.mean(relaxed_ranking(scores[:, : self.k], scores[:, self.k :], self.clamp))
+            losses = soft_cross_entropy(scores, self.targets[users], self.tau)
+        else:
+            losses = relaxed_ranking(scores[:, : self.drawn], scores[:, self.drawn :], self.limit)
+        if self.ranking_weight:
+            losses = losses + self.ranking_weight * super().losses(state, users)
+        return losses

@@ -77,8 +77,16 @@ class RRD(Distiller):
     def _uniform_of(self, users: Tensor, epoch: int, rows: Tensor, width: int) -> Tensor:
         return self.uniform(users[rows], width, epoch, 1)
 
+    def losses(self, state: Any, users: Tensor) -> Tensor:
+        """The relaxed ranking loss of each user, ``[R]``; one student scoring call.
+
+        Args:
+            state: The student's states of the users.
+            users: User ids, ``[R]``.
+        """
+        scores = self.scorer.score(state, self.items[users].long())
+        return relaxed_ranking(scores[:, : self.k], scores[:, self.k :], self.clamp)
+
     def kd_loss(self, rows: Rows) -> Tensor:
-        """Mean of the relaxed ranking loss over the rows; one student scoring call."""
-        state = self.scorer.encode(rows.users)
-        scores = self.scorer.score(state, self.items[rows.users].long())
-        return rows.mean(relaxed_ranking(scores[:, : self.k], scores[:, self.k :], self.clamp))
+        """Mean of the losses over the rows."""
+        return rows.mean(self.losses(self.scorer.encode(rows.users), rows.users))
