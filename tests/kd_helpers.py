@@ -61,7 +61,7 @@ def options_for(method: type[Distiller], **changes: Any) -> Options:
 
 
 SMALL: dict[str, dict[str, Any]] = {
-    "DCD": {"dcd_ranking_weight": 0.5, "rrd_K": 10, "rrd_L": 5, "rrd_M": 25},
+    "DCD": {"dcd_ranking_weight": 0.5, "rrd_K": 5, "rrd_L": 5, "rrd_M": 10},
     "HetComp": {"refresh_every": 1},
     "RCEKD": {"rcekd_M": 20},
     "RD": {"rd_start_epoch": 1},
