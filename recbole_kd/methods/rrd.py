@@ -25,7 +25,7 @@ class RRD(Distiller):
     original's authors later recommend.
     """
 
-    kept = ("items",)
+    kept: tuple[str, ...] = ("items",)
 
     @classmethod
     def check(cls, config: Any, history: UserHistory) -> None:
