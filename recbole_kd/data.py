@@ -304,9 +304,9 @@ def require_order(config: KDConfig, data: Dataset, name: str) -> None:
     if time in data.field2type:
         return
     columns = _columns(config, path)
-    # Rows of another program are read as they are; only where they are read as rows was order kept.
-    own_rows = isinstance(data, FullSequenceDataset) or not isinstance(data, SequentialDataset)
-    prepared = not own_rows and config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"] in columns
+    # Lists in the files have an order of their own, where they are what is read.
+    as_rows = isinstance(data, SequentialDataset) and not isinstance(data, FullSequenceDataset)
+    prepared = as_rows and config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"] in columns
     if prepared or time not in columns:
         return
     if any("load_col" in layer.values for layer in config.sources.layers):

@@ -527,6 +527,13 @@ def test_a_ready_made_split_of_the_past_is_named(
     assert "held-out interactions of the ready-made split are older" in caplog.text
 
 
+def without_columns(root: Path, student: str, **more: Any) -> KDConfig:
+    """A configuration on the ready-made split ``parts`` that does not say which columns to load."""
+    files = {"benchmark_filename": ["train", "valid", "test"], "data_path": str(root)}
+    given = {"student": student, "model": "Scratch", **files, **more}
+    return KDConfig(Sources.collect(dataset="parts", options=given), "student")
+
+
 def test_times_of_ready_made_files_are_not_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -535,9 +542,7 @@ def test_times_of_ready_made_files_are_not_passed_over(
     write_parts(tmp_path, [rows[::2], rows[1::4], rows[3::4]])
 
     def load(student: str, **more: Any) -> Split:
-        files = {"benchmark_filename": ["train", "valid", "test"], "data_path": str(tmp_path)}
-        given = {"student": student, "model": "Scratch", **files, **KEPT, **more}
-        return load_split(KDConfig(Sources.collect(dataset="parts", options=given), "student"))
+        return load_split(without_columns(tmp_path, student, **KEPT, **more))
 
     for student in ("SASRec", "HSTU"):
         with pytest.raises(KDError, match=r"--load_col={inter: \[user_id, item_id, timestamp\]}"):
@@ -558,18 +563,14 @@ def test_lists_in_the_files_are_an_order_of_rows_alone(
     for part, row in rows.items():
         (tmp_path / "parts" / f"parts.{part}.inter").write_text(f"{head}a\t{row}\n")
 
-    def config(student: str, **more: Any) -> KDConfig:
-        files = {"benchmark_filename": ["train", "valid", "test"], "data_path": str(tmp_path)}
-        few = {"topk": [2], "valid_metric": "NDCG@2"}
-        given = {"student": student, "model": "Scratch", **files, **few, **more}
-        return KDConfig(Sources.collect(dataset="parts", options=given), "student")
-
+    few = {"topk": [2], "valid_metric": "NDCG@2"}
     columns = {"inter": ["user_id", "item_id_list", "item_id"]}
     prepared = {"eval_targets": "next", "load_col": columns, "alias_of_item_id": ["item_id_list"]}
-    assert load_split(config("SASRec", **prepared)).sizes == (3, 1, 1)
+    rows_only = without_columns(tmp_path, "SASRec", **few, **prepared)
+    assert load_split(rows_only).sizes == (3, 1, 1)
     assert "in the order of the files" not in caplog.text
 
-    single = config("BPR")
+    single = without_columns(tmp_path, "BPR", **few)
     with pytest.raises(KDError, match=r"timestamp of parts\.train\.inter is not loaded"):
         require_order(single, load_split(single).dataset, "SASRec")  # a teacher
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_kd.candidates import gumbel_top_k, ranks_in
+from recbole_kd.candidates import ranks_in
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import relaxed_ranking, soft_cross_entropy, soft_targets
 from recbole_kd.methods.base import check_list_length
-from recbole_kd.methods.rrd import RRD
+from recbole_kd.methods.rrd import RRD, draw_places
 
 FLOOR = 1e-5
 """Least weight of an item in both samplers (released code)."""
@@ -112,9 +112,8 @@ class DCD(RRD):
         under, over = correction_log_weights(ranks, self.ranks)
         # Part 1 is that of RRD's uninteresting items.
         noise = [self.noise(users, self.listed, epoch, part) for part in (0, 2)]
-        low = gumbel_top_k(under, self.drawn, noise[0], ordered=not self.in_order)
-        low = low.sort(1).values if self.in_order else low
-        high = gumbel_top_k(over, self.drawn, noise[1], ordered=True)
+        low = draw_places(under, self.drawn, noise[0], self.in_order)
+        high = draw_places(over, self.drawn, noise[1], in_order=False)
         items = lists.gather(1, torch.cat([low, high], dim=1))
         self.corrections[users] = items.int()
         if self.loss == "ce":

@@ -15,6 +15,22 @@ from recbole_kd.methods.base import Distiller, check_list_length
 from recbole_kd.rows import Rows
 
 
+def draw_places(log_weights: Tensor, k: int, noise: Tensor, in_order: bool) -> Tensor:
+    """Draw places of a list without replacement; see :func:`recbole_kd.candidates.gumbel_top_k`.
+
+    Args:
+        log_weights: Log-weights of the places, ``[C, M]``.
+        k: Number of draws.
+        noise: Independent draws of the exponential distribution, ``[C, M]``.
+        in_order: Whether they come in the list's order; else in that of the draws.
+
+    Returns:
+        Places, ``[C, k]``, int64.
+    """
+    drawn = gumbel_top_k(log_weights, k, noise, ordered=not in_order)
+    return drawn.sort(1).values if in_order else drawn
+
+
 class RRD(Distiller):
     """Kang, Hwang, Kweon and Yu, "DE-RRD" (CIKM 2020, arXiv 2012.04357): its ranking part.
 
@@ -61,8 +77,7 @@ class RRD(Distiller):
             lists = top_items[users].long()
             log_weights = self._log_weights(top_scores[users])
             noise = self.noise(users, self.length, epoch)
-            drawn = gumbel_top_k(log_weights, self.k, noise, ordered=not self.sort)
-            drawn = drawn.sort(1).values if self.sort else drawn
+            drawn = draw_places(log_weights, self.k, noise, self.sort)
             uniform = functools.partial(self._uniform_of, users, epoch)
             others = distinct_outside(uniform, excluded, self.others, self.n_items)
             self.items[users] = torch.cat([lists.gather(1, drawn), others], 1).int()
