@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import yaml
 from recbole.config import Config
-from recbole.utils import InputType, ModelType
+from recbole.trainer import PretrainTrainer
+from recbole.utils import InputType, ModelType, get_trainer
 
 from recbole_kd import compat
 from recbole_kd.defaults import (
@@ -131,12 +132,17 @@ class KDConfig(Config):
         return {}
 
     def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type[Any], str]:
-        option = "--teacher" if self.role == "teacher" else "--student"
+        option = self.option
         cls = backbone_class(model, option)
         if cls.type in (ModelType.CONTEXT, ModelType.DECISIONTREE, ModelType.KNOWLEDGE):
             raise KDError(
                 f"{option}={model}: RecBole's {cls.type.name.lower()} models need more than "
                 "interactions; allowed are general and sequential models"
+            )
+        if issubclass(get_trainer(cls.type, cls.__name__), PretrainTrainer):
+            raise KDError(
+                f"{option}={model}: RecBole trains it in stages, each from a pickle of the one "
+                "before; allowed are models of one stage"
             )
         return short_name(model), cls, dataset
 
@@ -369,6 +375,11 @@ class KDConfig(Config):
             raise KDError(
                 f"--{key}={self[key]}: found {limit}={self[limit]}; allowed are values up to that"
             )
+
+    @property
+    def option(self) -> str:
+        """The option that names the model."""
+        return "--teacher" if self.role == "teacher" else "--student"
 
     @property
     def sequential(self) -> bool:

@@ -45,6 +45,9 @@ class Scorer(ABC):
     """Whether the scale of its scores is nothing that it learnt by, so that a temperature may be
     asked for: cosines, and the scores of models without vectors."""
 
+    reads_history = False
+    """Whether a user's state is the train history alone: of an empty one there is none."""
+
     def __init__(self, model: Any, history: UserHistory):
         self.model = model
         self.history = history
@@ -224,6 +227,7 @@ class SequenceScorer(FactorScorer):
     A training step, within :meth:`step`, encodes the same users once, whoever asks.
     """
 
+    reads_history = True
     _encoded: list[tuple[Tensor, Tensor]] | None = None
 
     @contextlib.contextmanager
@@ -336,6 +340,7 @@ class DenseScorer(Scorer):
     def __init__(self, model: Any, history: UserHistory, temperature: float | None = None):
         super().__init__(model, history)
         self.temperature = 1.0 if temperature is None else float(temperature)
+        self.reads_history = hasattr(model, "ITEM_SEQ")
         base: type = nn.Module
         for owner in type(model).__mro__:
             if "full_sort_predict" in vars(owner):
@@ -349,7 +354,7 @@ class DenseScorer(Scorer):
 
     def _interaction(self, users: Tensor) -> Interaction:
         fields = {self.model.USER_ID: users}
-        if hasattr(self.model, "ITEM_SEQ"):
+        if self.reads_history:
             sequences, lengths = self.history.padded(users, self.model.max_seq_length)
             fields[self.model.ITEM_SEQ] = sequences
             fields[self.model.ITEM_SEQ_LEN] = lengths

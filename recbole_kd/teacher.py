@@ -232,10 +232,11 @@ class FrozenTeacher(Teacher):
         keeps_scores: bool = True,
     ):
         device = scorer.device
-        known_items = item_ids > 0
-        super().__init__(
-            (user_ids > 0).to(device), known_items.to(device), history, memory_budget_gb
-        )
+        known_users, known_items = user_ids > 0, item_ids > 0
+        if scorer.reads_history:
+            # Of a user none of whose items it knows, a sequence model has nothing to say.
+            known_users &= scorer.history.counts[user_ids.clamp_min(0)] > 0
+        super().__init__(known_users.to(device), known_items.to(device), history, memory_budget_gb)
         self.model = scorer.model
         self.model.requires_grad_(False)
         self.model.eval()

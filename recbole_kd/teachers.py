@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from recbole_kd import checkpoint, deploy, leak, training
@@ -247,9 +249,11 @@ class TeacherFinder:
         files = checkpoint.epoch_files(best.parent)
         users, items = history.n_users, history.n_items
         if not files and "trajectory" in getattr(self.method, "needs", ()):
-            hint = "its best epoch came first; allowed is a lower --teacher.save_every"
             if self.teacher_config is None:
                 hint = "found none beside it; train it with --save_every=10"
+            else:
+                rarer = "save_every" if self.teacher_config["save_every"] > 1 else "learning_rate"
+                hint = f"its best epoch came first; allowed is a lower --teacher.{rarer}"
             self._lacks(str(best), "trajectory", hint)
 
         def load(file: Path) -> FrozenTeacher:
@@ -283,6 +287,9 @@ class TeacherFinder:
             remedy = (
                 f"say --teacher={name} beside the checkpoint, so that the split is a sequence's"
             )
+            if len(self.files) > 1:  # other members may be no sequence models
+                own = yaml.safe_dump(loaded.config["eval_args"], default_flow_style=True, width=999)
+                remedy = f'give this run the split of that teacher, --eval_args="{own.strip()}"'
         leak.guard(self.split, loaded.history, *ids, path, self.config["allow_leak"], remedy)
         history = translate_history(self.split.history, *ids, loaded.history)
         if sequential:
@@ -293,6 +300,14 @@ class TeacherFinder:
         self._check_needs(type(loaded.model), name)
         scorer = self._scorer(loaded.model, history)
         frozen = self.freeze(scorer, ids)
+        met = (ids[0] > 0) & (self.split.history.counts > 0)
+        if unread := int((met & ~frozen.knows_user.cpu()).sum()):
+            logging.getLogger(__name__).warning(
+                "the teacher %s knows none of the train items of %d of its users, who are not "
+                "distilled",
+                path,
+                unread,
+            )
         file = checkpoint.file_in(path)
         frozen.trajectory = self._trajectory(file, ids, history)
         result = self._test(frozen)

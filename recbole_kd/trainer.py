@@ -383,8 +383,6 @@ def make_trainer(
     cls: type[RunTrainer] = RunTrainer
     if own is not Trainer and not hasattr(model, "begin_epoch"):
         cls = type(f"Run{own.__name__}", (RunTrainer, own), {})
-        # Pretraining writes there, whatever else is saved.
-        Path(config["checkpoint_dir"]).mkdir(parents=True, exist_ok=True)
     return cls(config, model, folder, describe)
 
 

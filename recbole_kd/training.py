@@ -166,12 +166,32 @@ def _check_held_out_times(config: KDConfig, split: Split) -> None:
 
 
 def build_plain(config: KDConfig, split: Split) -> nn.Module:
-    """A fresh RecBole model, its initialisation drawn from ``seed`` alone."""
+    """A fresh RecBole model, its initialisation drawn from ``seed`` alone.
+
+    Raises:
+        KDError: It asks for an option, a column or a Python module that is not there.
+    """
     init_seed(config["seed"], config["reproducibility"])
     # RecBole's transforms add fields to the options that BERT4Rec and SHAN read.
     construct_transform(config)
     cls = backbone_class(config.import_path)
-    return cls(config, train_part(config, split)).to(config["device"])
+    train_data = train_part(config, split)
+    try:
+        return cls(config, train_data).to(config["device"])
+    except KeyError as error:
+        raise KDError(
+            f"{config.option}={config['model']}: it cannot be built on the data set "
+            f"{config['dataset']}, it found no {error}; if that is a column, load_col must name it"
+        ) from error
+    except ModuleNotFoundError as error:
+        raise _lacks_module(config, error) from error
+
+
+def _lacks_module(config: KDConfig, error: ModuleNotFoundError) -> KDError:
+    return KDError(
+        f"{config.option}={config['model']}: it needs the Python module '{error.name}', which is "
+        "not installed"
+    )
 
 
 def train(
@@ -253,7 +273,10 @@ def _fit(
         for epoch, score in trainer.validated():
             on_epoch(epoch, score)
     options = {"saved": True, "verbose": False, "show_progress": show_progress}
-    return trainer.fit(loaders[0], loaders[1], callback_fn=on_epoch, **options)
+    try:
+        return trainer.fit(loaders[0], loaders[1], callback_fn=on_epoch, **options)
+    except ModuleNotFoundError as error:  # NCL asks for faiss as its first epoch begins
+        raise _lacks_module(trainer.config, error) from error
 
 
 def _test(

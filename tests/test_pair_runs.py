@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import tiny
 import torch
 
 from recbole_kd import checkpoint, load_model, run_recbole_kd, training
+from recbole_kd.data import load_split
 from recbole_kd.errors import KDError
 from recbole_kd.loaders import make_loaders
 from recbole_kd.methods.base import Distiller
 from recbole_kd.rows import Rows
 from recbole_kd.scoring import scorer_for
 from recbole_kd.teacher import FrozenTeacher
-from recbole_kd.teachers import identity
+from recbole_kd.teachers import identity, translate_history
 
 PROTOCOLS = {"next": {}, "all": {"protocol": "rcekd"}}
 SEQUENTIAL = {"SASRec", "GRU4Rec", "HSTU"}
@@ -142,6 +144,75 @@ def test_a_trajectory_without_vectors(name: str, tmp_path: Path) -> None:
     epochs = {"teacher.epochs": 4, "teacher.save_every": 1, "teacher.learning_rate": 0.01}
     result = run(name, "BPR", tmp_path, method="HetComp", **more, **epochs)
     assert torch.isfinite(torch.tensor(epochs_of(result, "student")[0]["kd_loss"]))
+
+
+@pytest.mark.parametrize("name", ["RaCT", "S3Rec"])
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_models_of_several_stages_are_refused(name: str, role: str, tmp_path: Path) -> None:
+    """Their stages hand each other pickles that nothing here would read."""
+    with pytest.raises(KDError, match=rf"--{role}={name}: RecBole trains it in stages"):
+        run(*((name, "BPR") if role == "teacher" else ("BPR", name)), tmp_path)
+    assert list(tmp_path.rglob("*.pt*")) == []
+
+
+@pytest.mark.parametrize("name", ["GRU4RecF", "FDSA"])
+def test_a_model_that_needs_another_column(name: str, tmp_path: Path) -> None:
+    with pytest.raises(KDError, match=rf"--teacher={name}: .* found no 'class'; .* load_col"):
+        run(name, "BPR", tmp_path)
+
+
+def test_a_model_that_needs_another_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(KDError, match="--teacher=NCL: it needs the Python module 'faiss'"):
+        run("NCL", "BPR", tmp_path)
+
+
+# -- users a teacher cannot read ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"), [("SASRec", True), ("HSTU", True), ("NARM", True), ("BPR", False)]
+)
+def test_a_user_of_unknown_items_is_no_user_of_a_sequence_teacher(name: str, reads: bool) -> None:
+    """The encoding of nothing is no preference, though the user's token is known."""
+    config = tiny.config(name, **SMALL.get(name, {}), protocol="rcekd")
+    split = load_split(config)
+    history = split.history
+    user = int(history.counts.argmax())
+    users, items = identity(split)
+    items[history.items[history.offsets[user] : history.offsets[user + 1]].long()] = -1
+    read = translate_history(history, users, items, history)
+    assert int(read.counts[user]) == 0
+    scorer = scorer_for(training.build_plain(config, split), read)
+    teacher = FrozenTeacher(scorer, users, items, history)
+    assert bool(teacher.knows_user[user]) is not reads
+    others = torch.arange(1, history.n_users)[read.counts[1:] > 0]
+    assert len(others)
+    assert bool(teacher.knows_user[others].all())
+
+
+def test_a_run_says_how_many_users_a_sequence_teacher_cannot_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    taught = run("SASRec", "BPR", tmp_path, "all")["checkpoints"]["teacher"]
+    rows = tiny.interactions()
+    lone = rows[0][0]
+    renamed = [(u, f"new{i}" if u == lone else i, *rest) for u, i, *rest in rows]
+    options = {
+        **tiny.options("BPR"),
+        **PROTOCOLS["all"],
+        "checkpoint_dir": str(tmp_path),
+        "teacher.checkpoint": taught,
+        "min_token_overlap": 0.3,
+        "scratch": False,
+        "state": "INFO",
+        **{"rcekd_K": 5, "rcekd_L": 5, "rcekd_M": 10},
+    }
+    for name, said in (("renamed", True), (tiny.dataset(), False)):
+        caplog.clear()
+        data = tiny.write(name, renamed) if said else name
+        run_recbole_kd("RCEKD", data, config_dict=options, student="BPR", teacher="SASRec")
+        assert ("knows none of the train items of 1 of its users" in caplog.text) is said
 
 
 # -- SimpleX -----------------------------------------------------------------------------------

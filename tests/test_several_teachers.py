@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import yaml
 from kd_helpers import TinyGraph, World, make_world, small_options
 from torch import Tensor
 
@@ -219,6 +221,36 @@ def test_each_teacher_is_checked_for_leaks(
     more = {"teacher_combine": combine}
     message = refusal("CE", tmp_path, files["NeuMF"], files["leaky"], **more)
     assert "leaky.pt was trained on" in message
+
+
+def test_a_sequence_teacher_beside_another_names_its_split(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    """What the message says is enough: with it the run goes on."""
+    first = run_recbole_kd(
+        "Scratch",
+        tiny.dataset(),
+        config_dict={**tiny.options("SASRec"), "checkpoint_dir": str(tmp_path)},
+        student="SASRec",
+    )
+    sequential = str(Path(first["checkpoints"]["student"]).parent)
+    with pytest.raises(
+        KDError, match="its split is another one; give this run the split"
+    ) as refused:
+        distil("CE", tmp_path, sequential, files["BPR"])
+    remedy = re.search(r'--eval_args="(.*?)"', str(refused.value))
+    assert remedy is not None
+    more = {"eval_args": yaml.safe_load(remedy[1])}
+    with pytest.raises(KDError, match=r"BPR\.pt was trained on"):  # the other one's split, now
+        distil("CE", tmp_path, sequential, files["BPR"], **more)
+    own = run_recbole_kd(
+        "Scratch",
+        tiny.dataset(),
+        config_dict={**tiny.options("BPR"), **more, "checkpoint_dir": str(tmp_path)},
+        student="BPR",
+    )
+    result = distil("CE", tmp_path, sequential, own["checkpoints"]["student"], **more)
+    assert 0 <= result["teacher_test_result"]["ndcg@10"] < 1
 
 
 # -- the mean of distributions -----------------------------------------------------------------
