@@ -399,9 +399,10 @@ def _check_columns(config: KDConfig, path: Path) -> None:
             "load_col": f"--load_col={{inter: [{', '.join(needed)}]}}",
             "unload_col": f"--unload_col without {lacks}",
         }
+        said = any(option in layer.values for layer in config.sources.layers)
         raise KDError(
-            f"--{option}={config[option]}: {lacks} is needed from {path.name}; "
-            f"allowed is {remedy[option]}"
+            f"{f'--{option}' if said else f'{option}, by default'}={config[option]}: {lacks} is "
+            f"needed from {path.name}; allowed is {remedy[option]}"
         )
 
 

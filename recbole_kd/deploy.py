@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,7 @@ class LoadedModel:
                 names the first few. ``at`` is missing, not needed, or before the history's end.
         """
         users = [users] if isinstance(users, str) else users
+        _check_list(users, "users", "a list of user tokens")
         ids = _ids(self.tokens.users, users, "users")
         if isinstance(self.scorer, SequenceScorer):
             empty = [u for u, n in zip(users, self.history.counts[ids], strict=True) if n == 0]
@@ -209,12 +211,9 @@ class LoadedModel:
                 f"{self.config['model']} encodes no item sequences; "
                 f"allowed are {', '.join(sequence_names())}"
             )
-        for given in (histories, *histories):
-            if isinstance(given, str):
-                raise KDError(
-                    f"histories: found the text '{given}' for a list of items; allowed is a list "
-                    "of item lists"
-                )
+        _check_list(histories, "histories", "a list of item lists")
+        for one in histories:
+            _check_list(one, "histories", "a list of item lists")
         counts = torch.tensor([len(h) for h in histories])
         if not len(counts) or int(counts.min()) == 0:
             raise KDError("histories: found an empty one; allowed are one or more items in each")
@@ -263,7 +262,8 @@ class LoadedModel:
             return None
         if at is None:
             raise KDError(f"at: {name} reads the time of the request (time_anchor=next); give it")
-        moments = _seconds(at, "at").expand(len(users)) if np.ndim(at) == 0 else _seconds(at, "at")
+        moments = _seconds(at, "at")
+        moments = moments.expand(len(users)) if moments.ndim == 0 else moments
         if len(moments) != len(users):
             raise KDError(
                 f"at: found {len(moments)} times for {len(users)} requests; allowed is one for each"
@@ -322,11 +322,31 @@ def _times_of(histories: Sequence[Sequence[str]], times: Sequence[Sequence[float
 def _seconds(given: Any, where: str) -> Tensor:
     """Numbers of the user as times, float64."""
     try:
-        found = torch.as_tensor(given, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise KDError(f"{where}: found {given!r}; allowed are seconds as numbers") from error
-    check_unit(found, where)
-    return found
+        found = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+    except (TypeError, ValueError):  # rows of different lengths
+        found = np.asarray(None)
+    if found.dtype.kind not in "iuf" or found.ndim > 1:
+        raise KDError(f"{where}: found {_short(given)}; allowed are seconds as numbers")
+    times = torch.from_numpy(found.astype(np.float64))
+    check_unit(times, where)
+    if found.dtype.kind == "f" and found.itemsize < times.element_size():
+        raise KDError(
+            f"{where}: found {found.dtype}, which cannot tell the seconds of Unix times apart; "
+            "allowed are float64 and integers"
+        )
+    return times
+
+
+def _check_list(given: Any, where: str, allowed: str) -> None:
+    """Refuse what holds no tokens, and a text, whose characters would be taken for them."""
+    if isinstance(given, str) or not isinstance(given, Collection):
+        found = f"the text '{given}'" if isinstance(given, str) else _short(given)
+        raise KDError(f"{where}: found {found}; allowed is {allowed}")
+
+
+def _short(given: Any) -> str:
+    """What was given, for a message of one line."""
+    return " ".join(reprlib.repr(given).split())
 
 
 def load_model(

@@ -40,14 +40,16 @@ class ExactTime:
     config: Any
 
     def _fill_nan(self) -> None:
-        """Refuse a missing time, which RecBole would fill with the mean of all times."""
+        """Refuse an infinite or a missing time; RecBole fills those with the mean of all times."""
         if self._ordered() and self.time_field in self.inter_feat:
-            missing = int(self.inter_feat[self.time_field].isna().sum())
-            if missing:
-                raise KDError(
-                    f"data set {self.config['dataset']}: {self.time_field} is missing in {missing} "
-                    f"of {len(self.inter_feat)} interactions; allowed is a time in each"
-                )
+            times = self.inter_feat[self.time_field]
+            for kind, found in (("missing", times.isna()), ("infinite", np.isinf(times))):
+                if found.any():
+                    raise KDError(
+                        f"data set {self.config['dataset']}: {self.time_field} is {kind} in "
+                        f"{int(found.sum())} of {len(times)} interactions; allowed is a time in "
+                        "each"
+                    )
         super()._fill_nan()  # type: ignore[misc]
 
     def _ordered(self) -> bool:

@@ -417,6 +417,14 @@ def test_refused(root: Path, options: dict[str, Any], named: list[str]) -> None:
     assert [part for part in named if part not in message] == []
 
 
+def test_a_column_that_nobody_left_out_is_no_option_of_the_user(root: Path) -> None:
+    config = config_for(root, eval_args=LEAVE_ONE_OUT)
+    for layer in config.sources.layers:
+        layer.values.pop("load_col", None)
+    with pytest.raises(KDError, match=r"^load_col, by default={.*}: timestamp is needed from"):
+        load_split(KDConfig(config.sources))
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [

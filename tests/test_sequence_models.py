@@ -433,6 +433,8 @@ def test_the_time_of_the_request_counts(timed: Any) -> None:
         ("untimed", {"histories": [[50, 1]]}, "50, 1 (found int; allowed are texts)"),
         ("untimed", {"histories": "50"}, "the text '50'"),
         ("untimed", {"histories": ["50", "1"]}, "the text '50'"),
+        ("untimed", {"histories": None}, "histories: found None; allowed is a list of item lists"),
+        ("untimed", {"histories": [["1"], 50]}, "histories: found 50; allowed is a list"),
         ("untimed", {"histories": [["1"]], "at": 1e9}, "HSTU does not read the time of a request"),
         ("timed", {"histories": [["1"]]}, "times: HSTU reads the times of a history"),
         ("timed", {"histories": [["1"]], "times": [[1e9]]}, "at: HSTU reads the time of the"),
@@ -446,6 +448,28 @@ def test_the_time_of_the_request_counts(timed: Any) -> None:
         ("timed", {"histories": [["1"]], "times": [[1e9]], "at": 1e12}, "milliseconds"),
         ("timed", {"histories": [["1"]], "times": [[float("nan")]], "at": 1e9}, "nan"),
         ("timed", {"histories": [["1"]], "times": [[1e9]], "at": [1e9, 1e9]}, "2 times for 1"),
+        ("timed", {"histories": [["1"]], "times": [[[1e9]]], "at": 1e9}, "times: found [[1000000"),
+        ("timed", {"histories": [["1"]], "times": [[1e9]], "at": [[1e9]]}, "at: found [[1000000"),
+        ("timed", {"histories": [["1"]], "times": [[1e9]], "at": [[1e9], [1e9, 1]]}, "at: found"),
+        (
+            "timed",
+            {
+                "histories": [["1"]],
+                "times": np.array([["2020-01-01"]], dtype="datetime64[s]"),
+                "at": 1e9,
+            },
+            "times: found array(",
+        ),
+        (
+            "timed",
+            {"histories": [["1"]], "times": [torch.tensor([1e9])], "at": 1e9},
+            "times: found float32, which cannot tell the seconds",
+        ),
+        (
+            "timed",
+            {"histories": [["1"]], "times": [[1e9]], "at": np.float32(1e9)},
+            "at: found float32, which cannot tell the seconds",
+        ),
         ("timed", {"histories": [["1", "50"]], "times": [[0, 1]], "at": 1e9}, "places in a seq"),
         ("timed", {"histories": [["1", "50"]], "times": [[0.1, 0.2]], "at": 0.4}, "scaled"),
     ],
@@ -467,6 +491,8 @@ def test_a_model_without_sequences_has_no_such_answer(root: Path) -> None:
     loaded = load_model(result["checkpoints"]["student"])
     with pytest.raises(KDError, match=r"BPR encodes no item sequences.*HSTU"):
         loaded.recommend_from_history([["1"]])
+    with pytest.raises(KDError, match="users: found None; allowed is a list of user tokens"):
+        loaded.recommend(None)
     with pytest.raises(KDError, match="at: BPR does not read the time of a request"):
         loaded.recommend(loaded.tokens.users[1:2], at=1e9)
 
