@@ -59,6 +59,12 @@ recbole-kd: knowledge distillation for RecBole models
 PARTS = {"pairs": "pairs", "rows": "methods", "seeds": "seeds"}
 """Which runs of a benchmark are chosen: argument of its ``select`` -> option."""
 
+GOES_ON = {
+    "train": "; --resume=auto goes on from what was saved last",
+    "tune": "; the same command goes on",
+}
+"""What is said of a command that was stopped by Ctrl-C."""
+
 
 def _say(text: str) -> None:
     sys.stdout.write(text.rstrip("\n") + "\n")
@@ -287,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; by default those of the process.
 
     Returns:
-        Exit code: 0, or 2 after one line that says what is wrong.
+        Exit code: 0, 2 after one line that says what is wrong, 130 after Ctrl-C.
     """
     words: list[Any] = list(sys.argv[1:] if arguments is None else arguments)
     if not words or {"-h", "--help"} & set(words):
@@ -307,6 +313,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KDError as error:
         _traceback()
         sys.stderr.write(f"recbole-kd: {error}\n")
+    except KeyboardInterrupt:
+        _traceback()
+        sys.stderr.write(f"recbole-kd: stopped{GOES_ON.get(words[0], '')}\n")
+        return 130
     except OSError as error:
         _traceback()
         named = f"{error.filename}: " if error.filename else ""

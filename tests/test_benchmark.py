@@ -80,6 +80,7 @@ def test_rows_know_what_they_are(tmp_path: Path) -> None:
         ({"method": ["CE"]}, "no key method"),
         ({"methods": ["RCEKDD"]}, "Did you mean"),
         ({"methods": ["CE", "CE"]}, "CE twice"),
+        ({"datasets": ["tiny", "tiny"]}, "datasets: found tiny twice"),
         ({"methods": "CE"}, "allowed is a list"),
         ({"methods": [{"method": "CE", "recbole": "BPR"}]}, "needed is one"),
         ({"methods": [{"recbole": "HSTU"}]}, "not one of RecBole's"),

@@ -170,6 +170,31 @@ def test_help(capsys: pytest.CaptureFixture[str], command_name: str) -> None:
         assert err == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "where", "said"),
+    [
+        (["train"], "recbole_kd.quick_start.run_recbole_kd", "stopped; --resume=auto goes on"),
+        (["tune"], "recbole_kd.tuning.tune", "stopped; the same command goes on"),
+        (["pairs"], "recbole_kd.cli._say", "stopped"),
+    ],
+)
+def test_stopped_by_hand(
+    words: list[str],
+    where: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, stop)
+    assert main(words) == 130
+    found = capsys.readouterr().err
+    assert found.startswith(f"recbole-kd: {said}")
+    assert found.count("\n") == 1
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"recbole-kd {__version__}\n"

@@ -228,6 +228,10 @@ def score(params: dict[str, Any], report: Callable[[int, float], None]) -> float
     return value
 
 
+class KilledError(BaseException):
+    """Nothing of a study can catch it, as nothing can when its process is killed."""
+
+
 def test_a_killed_study_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     whole = list(small_study(tmp_path / "whole").go_on(11, score))  # ten are drawn blindly
     calls = []
@@ -235,11 +239,11 @@ def test_a_killed_study_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> No
     def killed(params: dict[str, Any], report: Callable[[int, float], None]) -> float:
         calls.append(params)
         if len(calls) in (1, 12):
-            raise KeyboardInterrupt
+            raise KilledError
         return score(params, report)
 
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KilledError):
             list(small_study(tmp_path / "cut").go_on(11, killed))
     list(small_study(tmp_path / "cut").go_on(11, killed))
     assert len(calls) == 13
@@ -289,17 +293,36 @@ def test_a_trial_that_goes_wrong_does_not_end_the_study(
     assert [o.reason for o in again.outcomes()] == list(ends), "none is repeated"
 
 
+def test_a_trial_may_be_stopped_by_hand_as_often_as_one_likes(tmp_path: Path) -> None:
+    ends = [KeyboardInterrupt, KilledError, *[KeyboardInterrupt] * 4, KilledError, None, None]
+    calls: list[dict[str, Any]] = []
+
+    def stopped(params: dict[str, Any], report: Callable[[int, float], None]) -> float:
+        calls.append(params)
+        if (end := ends[len(calls) - 1]) is not None:
+            raise end
+        return score(params, report)
+
+    for end in ends[:-2]:
+        assert end is not None
+        with pytest.raises(end):
+            list(small_study(tmp_path / "s").go_on(2, stopped))
+    outcomes = list(small_study(tmp_path / "s").go_on(2, stopped))
+    assert calls[:-1] == [calls[0]] * (len(ends) - 1)
+    assert [o.state for o in outcomes] == ["complete"] * 2
+
+
 def test_a_trial_is_killed_three_times_at_most(tmp_path: Path) -> None:
     calls: list[dict[str, Any]] = []
 
     def killed(params: dict[str, Any], report: Callable[[int, float], None]) -> float:
         calls.append(params)
         if params == calls[0]:
-            raise KeyboardInterrupt
+            raise KilledError
         return score(params, report)
 
     for _ in range(3):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KilledError):
             list(small_study(tmp_path / "s").go_on(3, killed))
     study = small_study(tmp_path / "s")
     list(study.go_on(3, killed))

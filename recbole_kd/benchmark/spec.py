@@ -215,7 +215,10 @@ def _check_names(rows: Sequence[Row], where: str) -> None:
 def _datasets(said: Any, where: str) -> dict[str, dict[str, Any]]:
     """Options by data set, from a list of names or a mapping."""
     if isinstance(said, list):
-        return {str(name): {} for name in said}
+        names = [str(name) for name in said]
+        if twice := [name for n, name in enumerate(names) if name in names[:n]]:
+            raise KDError(f"{where}: datasets: found {twice[0]} twice; allowed is each once")
+        return {name: {} for name in names}
     if isinstance(said, Mapping):
         return {str(k): _options(v, f"{where}: datasets.{k}") for k, v in said.items()}
     return {str(said): {}}

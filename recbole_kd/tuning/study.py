@@ -217,6 +217,9 @@ class Study:
         except RefusedError as error:
             trial.set_user_attr(REASON, str(error))
             self.study.tell(trial, state=states.PRUNED)
+        except KeyboardInterrupt:  # the user's wish, and no sign of what kills its process
+            trial.set_user_attr(KILLS, _kills(trial) - 2)
+            raise
         except Exception as error:  # such as no memory: it ends this trial and no other
             getLogger("recbole_kd").debug("trial %d failed", trial.number, exc_info=True)
             trial.set_user_attr(REASON, _described(error))
