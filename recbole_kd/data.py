@@ -309,7 +309,7 @@ def require_order(config: KDConfig, data: Dataset, name: str) -> None:
     prepared = as_rows and config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"] in columns
     if prepared or time not in columns:
         return
-    if any("load_col" in layer.values for layer in config.sources.layers):
+    if config.sources.says("load_col"):
         logging.getLogger(__name__).warning(
             "%s reads sequences in the order of the files: load_col leaves %s out", name, time
         )
@@ -399,10 +399,10 @@ def _check_columns(config: KDConfig, path: Path) -> None:
             "load_col": f"--load_col={{inter: [{', '.join(needed)}]}}",
             "unload_col": f"--unload_col without {lacks}",
         }
-        said = any(option in layer.values for layer in config.sources.layers)
+        name = f"--{option}" if config.sources.says(option) else f"{option}, by default"
         raise KDError(
-            f"{f'--{option}' if said else f'{option}, by default'}={config[option]}: {lacks} is "
-            f"needed from {path.name}; allowed is {remedy[option]}"
+            f"{name}={config[option]}: {lacks} is needed from {path.name}; "
+            f"allowed is {remedy[option]}"
         )
 
 

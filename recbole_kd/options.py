@@ -270,6 +270,10 @@ class Sources:
             found = values.get(key, found)
         return found
 
+    def says(self, key: str) -> bool:
+        """Whether the user names a key, outside the sections and whatever the value."""
+        return any(key in layer.values for layer in self.layers)
+
     @property
     def teacher_files(self) -> list[str]:
         """Files and run folders of the teachers; none where a teacher is trained."""
