@@ -169,12 +169,15 @@ class LoadedModel:
         users = [users] if isinstance(users, str) else users
         _check_list(users, "users", "a list of user tokens")
         ids = _ids(self.tokens.users, users, "users")
-        if isinstance(self.scorer, SequenceScorer):
+        if self.scorer.reads_history:
             empty = [u for u, n in zip(users, self.history.counts[ids], strict=True) if n == 0]
             if empty:
+                remedy = "are users with some"
+                if isinstance(self.scorer, SequenceScorer):
+                    remedy = "is recommend_from_history with items of theirs"
                 raise KDError(
                     f"{len(empty)} users without train interactions: {', '.join(empty[:5])}; "
-                    "allowed is recommend_from_history with items of theirs"
+                    f"allowed {remedy}"
                 )
         return self._best(self.history, ids, k, filter_history, at)
 

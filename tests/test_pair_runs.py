@@ -293,3 +293,25 @@ def test_rows_of_a_batch_with_several_negatives(name: str, number: int) -> None:
         assert kd == pytest.approx(len(users.unique()) / len(users))
     assert sum(float(rows.total) for rows in found) == interactions
     assert interactions == len(part.train)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("NARM", "are users with some"), ("SASRec", "is recommend_from_history")]
+)
+def test_a_user_without_a_history_is_not_recommended_to(
+    name: str, remedy: str, tmp_path: Path
+) -> None:
+    rows = tiny.interactions()
+    data = tiny.write("lonely", [*rows, ("lonely", *rows[0][1:])])
+    options = {
+        **tiny.options("BPR"),
+        "checkpoint_dir": str(tmp_path),
+        "teacher.epochs": 1,
+        "scratch": False,
+        **{"rcekd_K": 5, "rcekd_L": 5, "rcekd_M": 10},
+    }
+    result = run_recbole_kd("RCEKD", data, config_dict=options, student="BPR", teacher=name)
+    loaded = load_model(result["checkpoints"]["teacher"])
+    assert loaded.recommend([rows[0][0]], k=3)[0]
+    with pytest.raises(KDError, match=f"1 users without train .*: lonely; allowed {remedy}"):
+        loaded.recommend([rows[0][0], "lonely"], k=3)
