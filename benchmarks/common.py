@@ -21,6 +21,7 @@ from recbole_kd.config import KDConfig
 from recbole_kd.convert import convert
 from recbole_kd.data import Split
 from recbole_kd.loaders import make_loaders
+from recbole_kd.machine import processor
 from recbole_kd.methods.base import Distiller
 from recbole_kd.scoring import scorer_for
 from recbole_kd.teacher import FrozenTeacher
@@ -40,7 +41,7 @@ def provenance(seeds: list[int]) -> str:
             f"- command: `python {shlex.join([_relative(a) for a in sys.argv])}`",
             f"- date: {date.today()}, commit {commit() or 'unknown'}",
             f"- {libraries}, Python {platform.python_version()}",
-            f"- {platform.machine()}, {torch.get_num_threads()} threads, "
+            f"- {processor()}, {torch.get_num_threads()} threads, "
             f"{'CUDA' if torch.cuda.is_available() else 'no GPU'}",
             f"- seeds: {', '.join(map(str, seeds))}; split seed 2020",
         ]

@@ -31,7 +31,8 @@ def moves_on(before: Tensor, now: Tensor, threshold: float) -> Tensor:
     Args:
         before: Discrepancy when the user arrived at the present checkpoint, ``[C]``.
         now: Discrepancy now, ``[C]``.
-        threshold: Ratio of the two that lets a user go on.
+        threshold: Ratio of the two that lets a user go on; so does ``now`` 0, where the released
+            code divides by it.
 
     Returns:
         ``[C]``, bool.

@@ -34,6 +34,12 @@ class Tokens:
     items: list[str]
 
     @cached_property
+    def ids(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Internal id of each token of users and of items, without the padding's."""
+        users, items = ({t: i for i, t in enumerate(k) if i} for k in (self.users, self.items))
+        return users, items
+
+    @cached_property
     def hashes(self) -> tuple[np.ndarray, np.ndarray]:
         """:func:`token_hashes` of users and of items."""
         return token_hashes(self.users), token_hashes(self.items)

@@ -153,6 +153,9 @@ class LoadedModel:
     ) -> list[list[str]]:
         """The best items of some users.
 
+        What a graph model or an item tower computes for all users alike is computed once a call:
+        ask for many users at once.
+
         Args:
             users: User tokens; a single text is one user.
             k: Items a user.
@@ -168,7 +171,7 @@ class LoadedModel:
         """
         users = [users] if isinstance(users, str) else users
         _check_list(users, "users", "a list of user tokens")
-        ids = _ids(self.tokens.users, users, "users")
+        ids = _ids(self.tokens.ids[0], users, "users")
         if self.scorer.reads_history:
             empty = [u for u, n in zip(users, self.history.counts[ids], strict=True) if n == 0]
             if empty:
@@ -220,7 +223,7 @@ class LoadedModel:
         counts = torch.tensor([len(h) for h in histories])
         if not len(counts) or int(counts.min()) == 0:
             raise KDError("histories: found an empty one; allowed are one or more items in each")
-        items = _ids(self.tokens.items, [i for h in histories for i in h], "items")
+        items = _ids(self.tokens.ids[1], [i for h in histories for i in h], "items")
         moments = None if times is None else _times_of(histories, times)
         if moments is not None and self._reads_dates():
             check_places(moments, "times", "")
@@ -292,13 +295,12 @@ class LoadedModel:
         ]
 
 
-def _ids(tokens: list[str], asked: Sequence[str], kind: str) -> Tensor:
+def _ids(known: Mapping[str, int], asked: Sequence[str], kind: str) -> Tensor:
     """Internal ids of tokens, ``[n]``.
 
     Raises:
         KDError: Some are unknown; the message names the first few.
     """
-    known = {token: i for i, token in enumerate(tokens) if i}
     unknown = [token for token in asked if token not in known]
     if unknown:
         other = [token for token in unknown if not isinstance(token, str)]

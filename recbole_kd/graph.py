@@ -28,7 +28,8 @@ def neighbour_graph(incidence: sp.csr_matrix, k: int) -> sp.csr_matrix:
     """Each row's ``k`` rows with most common entries, symmetric and normalised.
 
     ``D^-1/2 (G + G') / 2 D^-1/2`` with ``G`` the 0/1 matrix of neighbours; a row is no neighbour of
-    its own. Ties go to the smaller id.
+    its own. Ties go to the smaller id. Rows with nothing in common are never neighbours; the code
+    released beside RCE-KD fills a row that has fewer than ``k`` others with such.
 
     Args:
         incidence: 0/1 matrix, ``[N, M]``.

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from tiny import ml100k_rows, write_dataset
 
-from recbole_kd import run_recbole_kd
+from recbole_kd import machine, run_recbole_kd
 from recbole_kd.benchmark import estimate, plan, records, runner, schedule, spec
 from recbole_kd.benchmark import job as job_module
 from recbole_kd.benchmark.check import check_jobs
@@ -454,6 +454,7 @@ def test_each_run_has_a_folder_with_everything(ran: Any) -> None:
         assert record.parameters == found["BPR, RecBole"].parameters
         assert record.seconds
         assert record.provenance["split"] == found["Teacher"].provenance["split"]
+        assert record.provenance["source"] == machine.source()
         rows = pandas.read_parquet(folder / "per_user.parquet")
         assert abs(rows["ndcg@10"].mean() - record.test_result["ndcg@10"]) < 1e-6
     assert len(found["Teacher"].valid_result) == 4

@@ -304,3 +304,15 @@ def test_the_longest_list() -> None:
     # A union of two whole lists is wider than the item table.
     union = refreshed(world, "union", ce_K=59)
     assert union.kd_loss(everybody(union)).item() == pytest.approx(found, rel=1e-5)
+
+
+def test_the_teachers_own_set_is_made_once() -> None:
+    world = make_world()
+    distiller = refreshed(world, "teacher")
+    made = distiller.targets
+    distiller.begin_epoch(3, 1)
+    assert distiller.targets is made
+    student = refreshed(world, "student")
+    student.targets.zero_()
+    student.begin_epoch(3, 1)
+    assert bool(student.targets[student.users].any())

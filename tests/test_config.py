@@ -852,3 +852,12 @@ def test_a_method_moves_neither_batches_nor_negatives(
             assert all(torch.equal(one[k], other[k]) for k in one)
     other_seed = two_epochs("Scratch", seed=5)
     assert not torch.equal(other_seed[0]["neg_item_id"], alone[0]["neg_item_id"])
+
+
+@pytest.mark.parametrize("dataset", ["ml-100k", "citeulike"])
+def test_the_ablations_of_rcekd_have_its_list_length(dataset: str) -> None:
+    lengths = {
+        key: KDConfig(sources(model=method, dataset=dataset, student="BPR", teacher="BPR"))[key]
+        for method, key in (("RCEKD", "rcekd_K"), ("CE", "ce_K"))
+    }
+    assert lengths["ce_K"] == lengths["rcekd_K"]

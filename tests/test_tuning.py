@@ -536,7 +536,7 @@ def test_a_refused_combination_and_a_diverging_training(tmp_path: Path) -> None:
 def test_a_pruned_trial_trains_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_module, "STARTUP_TRIALS", 1)
     space = "student.learning_rate: {choices: [0.02, 1.0e-9]}\n"
-    options = {"learning_rate": 0.02, "epochs": 3, "teacher": {"epochs": 1}}
+    options = {"learning_rate": 0.02, "ce_K": 50, "epochs": 3, "teacher": {"epochs": 1}}
     given = {"options": {**options, "learning_rate": ...}, "warmup_epochs": 1}
     result = search(tmp_path, 3, space, **given)
     pruned = [t for t in result["trials"] if t["state"] == "pruned"]

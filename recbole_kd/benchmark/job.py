@@ -35,7 +35,7 @@ from recbole_kd.benchmark.records import (
     Record,
 )
 from recbole_kd.errors import KDError
-from recbole_kd.machine import processor
+from recbole_kd.machine import processor, source
 from recbole_kd.scoring import model_size
 
 LIBRARIES = ("recbole", "torch", "numpy", "pandas", "scipy")
@@ -180,6 +180,7 @@ def _provenance(threads: int) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "versions": {"recbole-kd": recbole_kd.__version__, **versions},
+        "source": source(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "processor": processor(),
@@ -210,6 +211,7 @@ def _follow_runner() -> None:
 
 def main() -> int:
     """Read a job, run it, write its record."""
+    source()  # while the files are still those that run
     message = json.loads(sys.stdin.buffer.readline())
     job, out = Job(**message["job"]), Path(message["out"])
     threading.Thread(target=_follow_runner, daemon=True).start()

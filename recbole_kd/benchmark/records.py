@@ -54,7 +54,7 @@ class Record:
         options: Everything the run was given, as ``recbole-kd train`` would take it.
         training: What it trained, see :class:`~recbole_kd.benchmark.plan.Job`.
         command: A command that makes this run alone; empty for a reference row.
-        provenance: Versions, machine, threads and date.
+        provenance: Versions, digest of the package's source, machine, threads and date.
     """
 
     dataset: str

@@ -496,7 +496,8 @@ class Entities:
 class EmbeddingDistiller(Distiller):
     """A method that compares user and item vectors instead of scores.
 
-    It implements :meth:`embedding_loss`. Vectors are those whose inner product is the score:
+    It implements :meth:`embedding_loss`, or :meth:`distil` where the batch's entities are no
+    matter. Vectors are those whose inner product is the score:
     a graph model's after propagation, a sequence model's encoding of the train history.
 
     The loss is a *sum over entities divided by the interactions of the batch*: the released codes
@@ -563,16 +564,18 @@ class EmbeddingDistiller(Distiller):
             drawn.append(ids[order[:number]])
         return drawn[0], drawn[1]
 
-    def drawn_error(self, rows: int, error: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def drawn_error(self, interaction: Any, error: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Error of drawn users and items through ``user_projector`` and ``item_projector``.
 
         Args:
-            rows: As many users and items are drawn, and the sum is over them.
+            interaction: A batch: as many users and items are drawn as it has interactions, and the
+                sum is over that number.
             error: One loss an entity, of projected student vectors and the teacher's.
 
         Returns:
             Scalar.
         """
+        rows = max(1, len(self.interacting(interaction)))
         users, items = self.draw_entities(rows)
         mine = self.vectors(users, items)
         of_users = error(self.user_projector(mine[0]), self.teacher_users[users])

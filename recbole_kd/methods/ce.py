@@ -65,6 +65,8 @@ class CE(Distiller):
 
     def refresh(self, epoch: int) -> dict[str, float]:
         """Item sets and teacher probabilities of every user; the teacher's own set only once."""
+        if self.guide == "teacher" and self.refreshed:
+            return {}
         top_items, top_scores = self.teacher.top_k(self.k, mask_train=False)
         if self.guide == "teacher":
             self.items, self.targets = top_items, soft_targets(top_scores, self.tau)

@@ -103,9 +103,13 @@ class DCD(RRD):
             return {}
         # tanh(10) is 1 in float32: an item beyond this list weighs as much as one at its end.
         seen = min(self.n_items - 1, self.listed + math.ceil(10 * self.ranks))
+        buffer = None
         for users, student in self.student_lists(seen, mask_train=False):
+            if buffer is None:
+                shape = (len(users), self.n_items)
+                buffer = torch.full(shape, seen, dtype=torch.int32, device=self.device)
             lists = top_items[users].long()
-            self._correct(users, lists, ranks_in(student, lists, self.n_items), epoch)
+            self._correct(users, lists, ranks_in(student, lists, self.n_items, buffer), epoch)
         return {}
 
     def _correct(self, users: Tensor, lists: Tensor, ranks: Tensor, epoch: int) -> None:

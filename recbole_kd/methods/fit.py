@@ -10,7 +10,7 @@ from recbole_kd.errors import KDError
 from recbole_kd.experts import Experts
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import squared_error
-from recbole_kd.methods.base import EmbeddingDistiller, Entities
+from recbole_kd.methods.base import EmbeddingDistiller
 
 
 def fit_loss(projected: Tensor, teacher: Tensor, norm: bool) -> Tensor:
@@ -59,8 +59,6 @@ class Fit(EmbeddingDistiller):
         sizes = self.width, self.teacher_width, config["fit_experts"], hidden
         return Experts(*sizes, dropout=config["fit_dropout"])
 
-    def embedding_loss(self, entities: Entities) -> Tensor:
+    def distil(self, interaction: Any) -> Tensor:
         """Error of the drawn users and items, over the batch's interactions."""
-        return self.drawn_error(
-            entities.rows, lambda mine, wanted: fit_loss(mine, wanted, self.norm)
-        )
+        return self.drawn_error(interaction, lambda mine, wanted: fit_loss(mine, wanted, self.norm))

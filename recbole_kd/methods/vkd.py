@@ -9,7 +9,7 @@ from torch import Tensor
 from recbole_kd.experts import Orthogonal
 from recbole_kd.history import UserHistory
 from recbole_kd.losses import squared_error
-from recbole_kd.methods.base import EmbeddingDistiller, Entities
+from recbole_kd.methods.base import EmbeddingDistiller
 
 
 def vkd_loss(projected: Tensor, teacher: Tensor, center: bool, norm: bool) -> Tensor:
@@ -53,8 +53,8 @@ class VkD(EmbeddingDistiller):
         self.item_projector = Orthogonal(self.width, self.teacher_width)
         self.to(self.device)
 
-    def embedding_loss(self, entities: Entities) -> Tensor:
+    def distil(self, interaction: Any) -> Tensor:
         """Error of the drawn users and items, over the batch's interactions."""
         return self.drawn_error(
-            entities.rows, lambda mine, wanted: vkd_loss(mine, wanted, self.center, self.norm)
+            interaction, lambda mine, wanted: vkd_loss(mine, wanted, self.center, self.norm)
         )
